@@ -1,0 +1,15 @@
+"""The protocol every video transformer meets: two methods, no base class."""
+
+from typing import Protocol
+
+from forcing.cond import Cond
+from forcing.layout import Cache, Layout
+from forcing.shapes import Latents, Sigma
+
+
+class Backbone(Protocol):
+    """A video network: noised latents, a noise level per frame, conditions and a layout in; velocity out."""
+
+    def __call__(self, x: Latents, sigma: Sigma, cond: Cond, layout: Layout) -> Latents: ...
+
+    def cache(self, batch: int, *, window: int, sink: int = 0) -> Cache: ...

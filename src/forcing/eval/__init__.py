@@ -1,0 +1,1 @@
+"""Is it any good: measurements against a world whose truth is known."""

@@ -1,0 +1,148 @@
+"""Who sits where in time and who may look at whom.
+
+An attention pattern is a value, not a class: frame times (they drive RoPE), a boolean table over frames, and a past.
+Backbones widen the table to tokens. `Past` is a frozen snapshot to read from; `Cache` is what changes, with one verb
+for making room (`past`) and one for committing (`settle`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from forcing.shapes import Float, FrameMask, Times
+
+
+@dataclass(frozen=True)
+class Layout:
+    """`times` [F]: frame index of each frame of the input. `mask` [F, F]: may row attend to column; None = all may.
+
+    Frames of `past`, if any, are visible to every frame of the input.
+    """
+
+    times: Times
+    mask: FrameMask | None = None
+    past: "Past | None" = None
+
+    def table(self) -> FrameMask | None:
+        """The mask with the past's columns first: [F, P + F], or None when everything is visible."""
+        if self.mask is None or self.past is None or self.past.held == 0:
+            return self.mask
+        return torch.cat(
+            [torch.ones(len(self.mask), self.past.held, dtype=torch.bool, device=self.mask.device), self.mask], 1
+        )
+
+
+def full(frames: int) -> Layout:
+    """Bidirectional: every frame sees every frame."""
+    return Layout(_times(0, frames))
+
+
+def causal(frames: int, chunk: int) -> Layout:
+    """Block-causal: a frame sees its own chunk and all chunks before it."""
+    block = _blocks(frames, chunk)
+    return Layout(_times(0, frames), block[:, None] >= block)
+
+
+def teacher_forced(frames: int, chunk: int) -> Layout:
+    """For a [clean; noisy] sequence of 2 x `frames`: noisy chunk i sees clean chunks < i and itself."""
+    block = _blocks(frames, chunk)
+    before, same = block[:, None] > block, block[:, None] == block
+    clean = torch.cat([before | same, torch.zeros_like(same)], 1)
+    noisy = torch.cat([before, same], 1)
+    times = _times(0, frames)
+    return Layout(torch.cat([times, times]), torch.cat([clean, noisy]))
+
+
+def after(past: "Past", frames: int) -> Layout:
+    """The next `frames` frames, seeing each other and the past."""
+    return Layout(_times(past.end, past.end + frames), past=past)
+
+
+@dataclass(frozen=True)
+class Past:
+    """What the cache held when it was asked: a snapshot that later writes and evictions leave as it is.
+
+    So a checkpointed block that is recomputed during backward sees what its forward saw.
+    """
+
+    held: int  # frames that can be attended to
+    end: int  # index of the next frame
+    keys: tuple[Tensor | None, ...]  # per layer [B, held * tokens, heads, dim]
+    values: tuple[Tensor | None, ...]
+    fresh: dict[int, tuple[Tensor, Tensor]]  # layer -> keys and values of the newest forward, for `Cache.settle`
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, S, heads, dim] of the past and of the input, in that order."""
+        self.fresh[layer] = (k, v)
+        key, value = self.keys[layer], self.values[layer]
+        if key is None or value is None:
+            return k, v
+        return torch.cat([key, k], 1), torch.cat([value, v], 1)
+
+
+class Cache:
+    """Keys and values of settled frames: at most `window` frames including the chunk being denoised.
+
+    The first `sink` frames are never evicted; the oldest others are.
+    """
+
+    def __init__(self, layers: int, *, window: int, sink: int = 0) -> None:
+        if window < 1 or not 0 <= sink < window:
+            raise ValueError(f"need window >= 1 and 0 <= sink < window, got window {window} and sink {sink}")
+        self.window, self.sink = window, sink
+        self.held, self.end = 0, 0
+        self.keys: list[Tensor | None] = [None] * layers
+        self.values: list[Tensor | None] = [None] * layers
+        self._reading: Past | None = None
+
+    def past(self, room: int) -> Past:
+        """Make room for `room` frames inside the window, and return a snapshot of what stays."""
+        if room < 1 or room + self.sink > self.window:
+            raise ValueError(f"a window of {self.window} frames with {self.sink} sink frames has no room for {room}")
+        self._evict(max(0, self.held + room - self.window))
+        self._reading = Past(self.held, self.end, tuple(self.keys), tuple(self.values), {})
+        return self._reading
+
+    def settle(self, frames: int) -> None:
+        """Commit the `frames` frames of the newest forward: they are the past from now on."""
+        if self._reading is None or not self._reading.fresh:
+            raise RuntimeError("settle() needs a forward pass since past()")
+        reading, self._reading = self._reading, None
+        for layer in range(len(self.keys)):
+            self.keys[layer], self.values[layer] = _joined(reading, layer)
+        self.held += frames
+        self.end += frames
+
+    def _evict(self, frames: int) -> None:
+        if frames == 0:
+            return
+        for store in (self.keys, self.values):
+            for layer, held in enumerate(store):
+                if held is not None:
+                    # cat allocates: snapshots given out earlier keep the tensors they were made of
+                    n = held.shape[1] // self.held
+                    store[layer] = torch.cat([held[:, : self.sink * n], held[:, (self.sink + frames) * n :]], 1)
+        self.held -= frames
+
+
+def widen(table: FrameMask, queries: int, keys: int) -> Float[Tensor, "q k"] | FrameMask:
+    """A frame table as a token mask, for `queries` and `keys` tokens a frame."""
+    return table.repeat_interleave(queries, 0).repeat_interleave(keys, 1)
+
+
+def _joined(reading: Past, layer: int) -> Sequence[Tensor]:
+    k, v = reading.fresh[layer]
+    key, value = reading.keys[layer], reading.values[layer]
+    return (k, v) if key is None or value is None else (torch.cat([key, k], 1), torch.cat([value, v], 1))
+
+
+def _times(start: int, stop: int) -> Times:
+    return torch.arange(start, stop, dtype=torch.float32)
+
+
+def _blocks(frames: int, chunk: int) -> Tensor:
+    if chunk < 1 or frames % chunk:
+        raise ValueError(f"{frames} frames do not divide into chunks of {chunk}")
+    return torch.arange(frames) // chunk

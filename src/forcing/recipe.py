@@ -1,0 +1,171 @@
+"""A run, as a value: what is trained, from where, on what, how long. Saved as JSON in every checkpoint."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from forcing.backbones.tiny import TinyConfig
+from forcing.data.withhold import Withhold
+from forcing.rollout import Plan
+from forcing.stages.consistency import Consistency
+from forcing.stages.diffusion import Bidirectional, DiffusionForcing, TeacherForcing
+from forcing.stages.dmd import DMD
+
+AnyStage = Bidirectional | TeacherForcing | DiffusionForcing | Consistency | DMD
+
+
+@dataclass(frozen=True)
+class Optim:
+    """One role's optimizer. Muon takes the matrices of the blocks, AdamW (at `adam_lr`) everything else.
+
+    betas, weight_decay: AdamW's, and the decay of both. average: weight of the past in the role's EMA, None for none.
+    """
+
+    method: Literal["adamw", "muon"] = "muon"
+    lr: float = 0.02
+    adam_lr: float = 3e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.method not in ("adamw", "muon"):
+            raise ValueError(f"optimizer {self.method!r} is not known; choose 'adamw' or 'muon'")
+        if self.lr <= 0 or self.adam_lr <= 0:
+            raise ValueError(f"learning rates must be positive, got lr {self.lr} and adam_lr {self.adam_lr}")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rates rise over `warmup` steps and fall over the last `decay` share of the run to `floor` of their value."""
+
+    warmup: int = 20
+    decay: float = 0.4
+    floor: float = 0.05
+
+    def at(self, step: int, steps: int) -> float:
+        """The factor on every learning rate at `step` of `steps`."""
+        rise = min(1.0, (step + 1) / max(1, self.warmup))
+        left = (steps - step) / max(1.0, self.decay * steps)
+        return rise * max(self.floor, min(1.0, left))
+
+
+@dataclass(frozen=True)
+class Role:
+    """A model of the stage. `start`: the recipe whose product it starts from, None for a fresh one.
+
+    optim: how it is trained, None if frozen. ema: weight of the past in its running average, None for no average.
+    """
+
+    start: str | None = None
+    optim: Optim | None = None
+    ema: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.ema is not None and not 0 <= self.ema < 1:
+            raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the product generates: its plan, guidance, frames denoised together, and the cache's window and sink."""
+
+    plan: Plan
+    guidance: float = 1.0
+    chunk: int = 1
+    window: int = 12
+    sink: int = 0
+
+
+@dataclass(frozen=True)
+class Gate:
+    """How much worse a stage may make things before the pipeline stops.
+
+    control: least controllability gauge, as a share of that of the role it started from. quality: greatest
+    frame-pair Frechet distance of its clips, as a multiple of what it is compared with. None: not asked.
+    """
+
+    control: float | None = None
+    quality: float | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """`frames`: of a training clip. `clip`: greatest gradient norm. `log`, `save`: steps between the two."""
+
+    name: str
+    stage: AnyStage
+    backbone: TinyConfig | None
+    roles: Mapping[str, Role]
+    sampling: Sampling
+    steps: int
+    batch: int = 32
+    frames: int = 12
+    seed: int = 0
+    clip: float = 1.0
+    schedule: Schedule = Schedule()
+    withhold: Withhold = Withhold()
+    gate: Gate = Gate()
+    log: int = 10
+    save: int = 100
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "frames", "log", "save", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        missing = [role for role in self.stage.roles if role.removesuffix("_ema") not in self.roles]
+        missing += [role for role in self.stage.roles if role.endswith("_ema") and self.roles[role[:-4]].ema is None]
+        if missing:
+            raise ValueError(f"{type(self.stage).__name__} needs roles {list(self.stage.roles)}; {missing} not given")
+        trained = {update.role for update in self.stage.updates()}
+        idle = [role for role in trained if self.roles[role].optim is None]
+        if idle:
+            raise ValueError(f"{type(self.stage).__name__} trains {sorted(trained)}, but {idle} have no optimizer")
+        if self.frames % self.sampling.chunk:
+            raise ValueError(f"clips of {self.frames} frames do not divide into chunks of {self.sampling.chunk}")
+
+
+def dump(value: Any) -> Any:
+    """Plain JSON values of a recipe or any part of one; dataclasses keep their name under "kind"."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parts = {f.name: dump(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"kind": type(value).__name__, **parts}
+    if isinstance(value, Mapping):
+        return {key: dump(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [dump(item) for item in value]
+    return value
+
+
+def parse(kind: Any, data: Any) -> Any:
+    """The value of type `kind` that `dump` wrote as `data`. Unknown names and kinds are errors."""
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if data is None and types.NoneType in options:
+        return None
+    if isinstance(data, dict) and "kind" in data:
+        return _parse_dataclass(options, data)
+    for option in options:
+        origin, args = typing.get_origin(option), typing.get_args(option)
+        if origin is tuple and isinstance(data, list):
+            inner = [args[0]] * len(data) if len(args) == 2 and args[1] is ... else args
+            return tuple(parse(part, item) for part, item in zip(inner, data, strict=True))
+        if origin is Mapping and isinstance(data, dict):
+            return {key: parse(args[1], item) for key, item in data.items()}
+        if option is float and isinstance(data, int | float) and not isinstance(data, bool):
+            return float(data)
+    return data
+
+
+def _parse_dataclass(options: tuple[Any, ...], data: dict[str, Any]) -> Any:
+    found = [option for option in options if isinstance(option, type) and option.__name__ == data["kind"]]
+    if not found:
+        raise ValueError(f"unknown kind {data['kind']!r}; expected one of {[option.__name__ for option in options]}")
+    hints = typing.get_type_hints(found[0])
+    fields = {f.name for f in dataclasses.fields(found[0])}
+    unknown = data.keys() - fields - {"kind"}
+    if unknown:
+        raise ValueError(f"{data['kind']} has no {sorted(unknown)}; it has {sorted(fields)}")
+    return found[0](**{name: parse(hints[name], item) for name, item in data.items() if name != "kind"})

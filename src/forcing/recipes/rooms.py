@@ -1,0 +1,101 @@
+"""The whole method on a small recorded world: base, AR teacher, causal CD, asymmetric DMD.
+
+Written for `rooms`, and good for any world of that size that `forcing record` made: the numbers that depend on the
+world are arguments.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from forcing.backbones.tiny import TinyConfig
+from forcing.recipe import Gate, Optim, Recipe, Role, Sampling, Schedule
+from forcing.rollout import Plan
+from forcing.stages.consistency import Consistency
+from forcing.stages.diffusion import Bidirectional, DiffusionForcing, TeacherForcing
+from forcing.stages.dmd import DMD
+
+FRAMES = 12  # of a training clip, and of the window
+SHIFT = 3.0
+GUIDANCE = 1.25
+FOUR = (1.0, 0.9, 0.75, 0.5)  # SHIFT moves 1, 3/4, 1/2, 1/4 there
+PLANS = {4: Plan(FOUR), 2: Plan((1.0, 0.75), first=FOUR), 1: Plan((1.0,), first=FOUR)}
+Scale = Literal["demo", "full"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a recipe must know of a recorded world: latent shape, how many prompts, how many keys."""
+
+    latents: tuple[int, int, int] = (6, 8, 8)
+    prompts: int = 3
+    keys: int = 4
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Optimizer steps of each stage; DMD's count critic updates."""
+
+    base: int
+    ar: int
+    cd: int
+    dmd: int
+
+
+LENGTHS = {"demo": Lengths(400, 300, 100, 100), "full": Lengths(7000, 2500, 900, 900)}
+
+
+def recipes(facts: Facts | None = None, scale: Scale = "full", chunk: int = 1) -> dict[str, Recipe]:
+    """Every recipe, in the order a pipeline runs them. chunk 1 is frame-wise."""
+    if scale not in LENGTHS:
+        raise ValueError(f"scale {scale!r} is not known; choose from {', '.join(LENGTHS)}")
+    if chunk < 1 or FRAMES % chunk:
+        raise ValueError(f"chunk must divide {FRAMES} frames, got {chunk}")
+    facts, steps = facts or Facts(), LENGTHS[scale]
+    many = Sampling(Plan.ode(32, SHIFT), GUIDANCE, chunk, FRAMES)
+    base = Recipe(
+        name="base",
+        stage=Bidirectional(SHIFT),
+        backbone=TinyConfig(facts.latents, patch=4, dim=192, text_dim=facts.prompts, action_dim=facts.keys),
+        roles={"student": Role(optim=Optim(), ema=0.995)},
+        sampling=replace(many, chunk=FRAMES),
+        steps=steps.base,
+    )
+    ar = replace(
+        base,
+        name="ar",
+        stage=TeacherForcing(chunk, SHIFT),
+        roles={"student": Role("base", Optim(lr=0.01, adam_lr=1e-3), 0.99)},
+        sampling=many,
+        steps=steps.ar,
+        gate=Gate(control=0.8),
+    )
+    cd = replace(
+        ar,
+        name="cd",
+        stage=Consistency(chunk, 48, SHIFT, GUIDANCE),
+        roles={"student": Role("ar", Optim(lr=0.003, adam_lr=5e-4), 0.95), "teacher": Role("ar")},
+        sampling=Sampling(PLANS[2], 1.0, chunk, FRAMES),
+        steps=steps.cd,
+        schedule=Schedule(warmup=10),
+        gate=Gate(control=0.6, quality=1.0),
+    )
+    made = {"base": base, "ar": ar, "cd": cd}
+    for n, plan in PLANS.items():
+        made[f"dmd-{n}step"] = replace(
+            cd,
+            name=f"dmd-{n}step",
+            stage=DMD(plan, chunk, GUIDANCE, shift=SHIFT),
+            roles={
+                "student": Role("cd", Optim(lr=0.002, adam_lr=2e-4), 0.95),
+                "critic": Role("base", Optim(lr=0.002, adam_lr=2e-4)),
+                "teacher": Role("base"),
+            },
+            sampling=Sampling(plan, 1.0, chunk, FRAMES),
+            steps=steps.dmd,
+            gate=Gate(control=0.6, quality=1.25),
+        )
+    made["df"] = replace(ar, name="df", stage=DiffusionForcing(chunk, SHIFT), gate=Gate())
+    return made
+
+
+PIPELINE = ("base", "ar", "cd", "dmd-4step", "dmd-2step", "dmd-1step")

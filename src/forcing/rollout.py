@@ -1,0 +1,114 @@
+"""The only generation loop: training, evaluation, sampling and serving all run it."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from forcing import flow
+from forcing.backbone import Backbone
+from forcing.cond import Cond
+from forcing.layout import Cache, Layout, after
+from forcing.shapes import Latents
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which noise levels to visit in each chunk, from 1 downwards; the step from the last one is to clean.
+
+    rest: levels of every chunk. first: levels of a chunk that nothing precedes, if they differ (one- and two-step
+    students need more there). fresh: renoise with new noise after each prediction (consistency sampling); otherwise
+    move along the ODE (Euler).
+    """
+
+    rest: tuple[float, ...]
+    first: tuple[float, ...] | None = None
+    fresh: bool = True
+
+    def __post_init__(self) -> None:
+        for levels in (self.rest, self.first):
+            if levels is None:
+                continue
+            ordered = all(a > b for a, b in zip(levels, levels[1:], strict=False))
+            if not levels or not ordered or levels[0] != 1 or levels[-1] <= 0:
+                raise ValueError(f"levels must fall strictly from 1 and stay above 0, got {levels}")
+
+    def levels(self, *, begins: bool) -> tuple[float, ...]:
+        """The levels of a chunk; `begins` says that nothing precedes it."""
+        return self.first if begins and self.first is not None else self.rest
+
+    def cut(self, rng: torch.Generator) -> "Plan":
+        """Self forcing's random exit: a plan that ends after a random number of its levels."""
+
+        def head(levels: tuple[float, ...]) -> tuple[float, ...]:
+            return levels[: 1 + int(torch.randint(len(levels), (), generator=rng, device=rng.device))]
+
+        rest = head(self.rest)
+        return Plan(rest, None if self.first is None else head(self.first), self.fresh)
+
+    @staticmethod
+    def ode(steps: int, shift: float) -> "Plan":
+        """`steps` Euler steps on the shifted grid: how many-step models are sampled."""
+        return Plan(tuple(flow.grid(steps, shift)[:-1].tolist()), fresh=False)
+
+
+def rollout(
+    model: Backbone,
+    conds: Iterable[Cond],
+    shape: tuple[int, ...],
+    plan: Plan,
+    cache: Cache,
+    rng: torch.Generator,
+    *,
+    detach: bool = True,
+) -> Iterator[Latents]:
+    """Yield one clean chunk [B, chunk, C, H, W] = `shape` per condition, each seeing those before it.
+
+    Conditions are pulled one at a time, when their chunk is about to be denoised: a user may be on the other end.
+    With gradients enabled, they flow into the last prediction of each chunk, and into earlier chunks through the
+    cache only if `detach` is off.
+    """
+    for cond in conds:
+        layout = after(cache.past(shape[1]), shape[1])
+        levels = plan.levels(begins=cache.end == 0)
+        x0 = denoise(model, flow.randn(shape, rng), cond, layout, levels, rng, fresh=plan.fresh)
+        yield x0  # ship the frames first, then settle them into the past
+        if detach:
+            with torch.no_grad():
+                remember(model, x0.detach(), cond, cache)
+        else:
+            remember(model, x0, cond, cache)
+
+
+def denoise(
+    model: Backbone,
+    noise: Latents,
+    cond: Cond,
+    layout: Layout,
+    levels: tuple[float, ...],
+    rng: torch.Generator,
+    *,
+    fresh: bool,
+) -> Latents:
+    """Walk one chunk from pure noise through `levels` to clean. Only the last prediction carries a gradient."""
+    x = noise
+    for level, level_next in zip(levels, [*levels[1:], None], strict=True):
+        sigma = torch.full(x.shape[:2], level, device=x.device)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and level_next is None):
+            v = model(x, sigma, cond, layout)
+            if level_next is None:
+                x = flow.to_x0(x, v, sigma)
+            elif fresh:
+                x0 = flow.to_x0(x, v, sigma)
+                x = flow.mix(x0, flow.randn(tuple(x.shape), rng, x), torch.full_like(sigma, level_next))
+            else:
+                x = flow.euler(x, v, sigma, torch.full_like(sigma, level_next))
+    return x
+
+
+def remember(model: Backbone, x0: Latents, cond: Cond, cache: Cache) -> None:
+    """Write clean frames into the past: a forward pass at sigma 0. Also how an image or a video is continued."""
+    frames = x0.shape[1]
+    layout = after(cache.past(frames), frames)
+    model(x0, torch.zeros(x0.shape[:2], device=x0.device), cond, layout)
+    cache.settle(frames)

@@ -1,0 +1,97 @@
+"""Diffusion by flow matching: the bidirectional base, and the autoregressive teacher.
+
+`TeacherForcing` is stage 1 of Causal Forcing++ (arXiv 2605.15141, section 2): every noisy chunk sees the clean chunks
+before it. `DiffusionForcing` is the baseline that sees noisy ones.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from forcing import flow
+from forcing.backbone import Backbone
+from forcing.cond import Cond
+from forcing.layout import causal, full, teacher_forced
+from forcing.shapes import Latents, Sigma
+from forcing.stages import Batch, Loss, Models, Update
+
+
+@dataclass(frozen=True)
+class Bidirectional:
+    """Stage 0: all frames denoised together, one noise level a clip. `shift`: of the uniform training levels."""
+
+    shift: float = 5.0
+    roles: ClassVar[Sequence[str]] = ("student",)
+
+    def updates(self) -> Sequence[Update]:
+        return [Update("student", (self.loss,))]
+
+    def loss(self, models: Models, batch: Batch, rng: torch.Generator) -> Loss:
+        frames = batch.latents.shape[1]
+        sigma = uniform(len(batch.latents), 1, self.shift, rng).expand(-1, frames)
+        x, target = noised(batch.latents, sigma, rng)
+        return Loss((models["student"](x, sigma, batch.cond, full(frames)) - target).square().mean(), {})
+
+
+@dataclass(frozen=True)
+class TeacherForcing:
+    """Stage 1: an independent noise level for each chunk, given the clean chunks before it."""
+
+    chunk: int = 1
+    shift: float = 5.0
+    roles: ClassVar[Sequence[str]] = ("student",)
+
+    def updates(self) -> Sequence[Update]:
+        return [Update("student", (self.loss,))]
+
+    def loss(self, models: Models, batch: Batch, rng: torch.Generator) -> Loss:
+        sigma = chunkwise(batch.latents, self.chunk, self.shift, rng)
+        x, target = noised(batch.latents, sigma, rng)
+        v = given_clean(models["student"], x, sigma, batch.latents, batch.cond, self.chunk)
+        return Loss((v - target).square().mean(), {})
+
+
+@dataclass(frozen=True)
+class DiffusionForcing:
+    """The baseline to stage 1: the chunks before are as noisy as they come, in training but not in use."""
+
+    chunk: int = 1
+    shift: float = 5.0
+    roles: ClassVar[Sequence[str]] = ("student",)
+
+    def updates(self) -> Sequence[Update]:
+        return [Update("student", (self.loss,))]
+
+    def loss(self, models: Models, batch: Batch, rng: torch.Generator) -> Loss:
+        sigma = chunkwise(batch.latents, self.chunk, self.shift, rng)
+        x, target = noised(batch.latents, sigma, rng)
+        v = models["student"](x, sigma, batch.cond, causal(batch.latents.shape[1], self.chunk))
+        return Loss((v - target).square().mean(), {})
+
+
+def given_clean(model: Backbone, x: Latents, sigma: Sigma, clean: Latents, cond: Cond, chunk: int) -> Latents:
+    """Velocity at every noisy frame given the clean frames before its chunk, in one pass over [clean; noisy]."""
+    frames = x.shape[1]
+    both, levels = torch.cat([clean, x], 1), torch.cat([torch.zeros_like(sigma), sigma], 1)
+    return model(both, levels, cond.twice(), teacher_forced(frames, chunk))[:, frames:]
+
+
+def uniform(clips: int, levels: int, shift: float, rng: torch.Generator) -> Sigma:
+    """`levels` noise levels a clip, uniform before the shift, float32."""
+    return flow.shift(torch.rand(clips, levels, generator=rng, device=rng.device), shift)
+
+
+def chunkwise(latents: Latents, chunk: int, shift: float, rng: torch.Generator) -> Sigma:
+    """An independent noise level for each chunk, shared by its frames."""
+    clips, frames = latents.shape[:2]
+    if frames % chunk:
+        raise ValueError(f"{frames} frames do not divide into chunks of {chunk}")
+    return uniform(clips, frames // chunk, shift, rng).repeat_interleave(chunk, 1)
+
+
+def noised(x0: Latents, sigma: Sigma, rng: torch.Generator) -> tuple[Latents, Latents]:
+    """Latents at `sigma`, and the velocity there."""
+    eps = flow.randn(tuple(x0.shape), rng, x0)
+    return flow.mix(x0, eps, sigma), flow.velocity(x0, eps)

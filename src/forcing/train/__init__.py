@@ -1,0 +1,1 @@
+"""How stages are trained: one loop, exact to the bit when resumed."""

@@ -1,0 +1,38 @@
+"""Does the model listen? Its error with other clips' actions over its error with the true ones."""
+
+import torch
+
+from forcing import flow
+from forcing.backbone import Backbone
+from forcing.cond import Cond
+from forcing.layout import full
+from forcing.shapes import Latents
+from forcing.stages.diffusion import given_clean
+
+LEVEL = 0.9  # where the outcome is not yet visible in the noised frame
+
+
+@torch.no_grad()
+def controllability(
+    model: Backbone, latents: Latents, cond: Cond, chunk: int | None, rng: torch.Generator
+) -> dict[str, float]:
+    """`control`: squared error of the predicted clean frames under shuffled actions / under true ones; 1 is deaf.
+
+    latents [B, F, C, H, W] are held-out clips whose actions are all told. chunk: of an autoregressive model, which
+    is given the clean past; None: bidirectional. The first frame has no action and does not count.
+    """
+    eps = flow.randn(tuple(latents.shape), rng, latents)
+    sigma = torch.full(latents.shape[:2], LEVEL)
+    x = flow.mix(latents, eps, sigma)
+    order = torch.randperm(len(latents), generator=rng)
+    other = Cond(cond.static, {name: value[order] for name, value in cond.per_frame.items()})
+
+    def error(told: Cond) -> float:
+        if chunk is None:
+            v = model(x, sigma, told, full(latents.shape[1]))
+        else:
+            v = given_clean(model, x, sigma, latents, told, chunk)
+        return (flow.to_x0(x, v, sigma) - latents)[:, 1:].square().mean().item()
+
+    true = error(cond)
+    return {"control": error(other) / max(true, 1e-12), "error": true}

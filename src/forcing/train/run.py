@@ -1,0 +1,129 @@
+"""One recipe, from its starting worlds to its product: resumable at any moment, by running it again."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from forcing.actions.keys import Keys
+from forcing.codecs.linear import LinearCodec
+from forcing.data.clips import Clips, Sampler
+from forcing.data.order import seeded
+from forcing.data.shards import Recording
+from forcing.recipe import Recipe, dump
+from forcing.stages.diffusion import Bidirectional
+from forcing.text.names import Names
+from forcing.train import checkpoint
+from forcing.train.gauge import controllability
+from forcing.train.log import Interrupt, Journal, Meter
+from forcing.train.loop import Metrics, fit
+from forcing.train.state import State
+from forcing.world import World
+
+GAUGE_CLIPS = 64
+
+
+class Interrupted(RuntimeError):
+    """The run was asked to stop. Everything up to here is saved; the same command continues."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a recipe is trained on: training clips, held-out clips for the gauge, and how to speak of them."""
+
+    codec: LinearCodec
+    text: Names
+    keys: Keys
+    train: Clips
+    heldout: Clips
+
+
+def material(recording: Recording, codec: LinearCodec | None, frames: int) -> Material:
+    """Clips of `frames` frames of a recording. Without a codec, one is fitted to its training frames."""
+    episodes = recording.load("train")
+    if codec is None:
+        import numpy as np
+
+        codec = LinearCodec.fit(np.concatenate([episode.frames[::7] for episode in episodes]), multiple=4)
+    cut = [
+        Clips(part, codec, recording.prompts, len(recording.actions), frames=frames)
+        for part in (episodes, recording.load("heldout"))
+    ]
+    return Material(codec, Names(tuple(recording.prompts)), Keys(tuple(recording.actions)), *cut)
+
+
+def train(recipe: Recipe, folder: Path, starts: Mapping[str, World], data: Material, console: Console) -> World:
+    """Train `recipe` in `folder`, from where it stopped. Returns the product, also saved as `folder`/world."""
+    state = _begin(recipe, starts)
+    path = checkpoint.latest(folder / "checkpoints")
+    if path is not None:
+        checkpoint.load(state, path, dump(recipe))
+        console.print(f"{recipe.name}: continuing from step {state.step} of {recipe.steps}", highlight=False)
+    journal = Journal(folder / "metrics.jsonl", state.step)
+    sampler = Sampler(data.train, recipe.batch, recipe.seed, recipe.withhold)
+    with Interrupt() as interrupt, Meter(recipe.name, recipe.steps, state.step, console) as meter:
+        after = _after_step(recipe, folder, data, journal, meter, interrupt)
+        fit(
+            recipe.stage,
+            state,
+            sampler,
+            steps=recipe.steps,
+            seed=recipe.seed,
+            clip=recipe.clip,
+            schedule=recipe.schedule,
+            after_step=after,
+        )
+    if state.step < recipe.steps:
+        raise Interrupted(
+            f"{interrupt.asked}: {recipe.name} stopped at step {state.step} of {recipe.steps}, all of it saved in "
+            f"{folder}; run the same command to continue"
+        )
+    world = World(state.product().eval().requires_grad_(False), data.codec, data.text, data.keys, recipe)
+    world.save(folder / "world")
+    return world
+
+
+def gauge(model: torch.nn.Module, recipe: Recipe, data: Material) -> dict[str, float]:
+    """The controllability gauge of a model on held-out clips: the same clips and noise at every call."""
+    rng = seeded(recipe.seed, "gauge")
+    which = torch.randint(len(data.heldout), (GAUGE_CLIPS,), generator=rng).numpy()
+    latents, cond = data.heldout.cut(which)
+    chunk = None if isinstance(recipe.stage, Bidirectional) else recipe.sampling.chunk
+    return controllability(model, latents, cond, chunk, rng)
+
+
+def _begin(recipe: Recipe, starts: Mapping[str, World]) -> State:
+    models = {}
+    for role, how in recipe.roles.items():
+        if how.start is not None:
+            model = starts[how.start].recipe.backbone.build()
+            model.load_state_dict(starts[how.start].model.state_dict())
+        else:
+            with torch.random.fork_rng(devices=[]):  # layers initialise themselves from the global generator
+                torch.manual_seed(recipe.seed)
+                model = recipe.backbone.build()
+        models[role] = model
+    optims = {role: how.optim for role, how in recipe.roles.items() if how.optim is not None}
+    return State.begin(models, optims, {role: how.ema for role, how in recipe.roles.items() if how.ema is not None})
+
+
+def _after_step(
+    recipe: Recipe, folder: Path, data: Material, journal: Journal, meter: Meter, interrupt: Interrupt
+) -> Callable[[State, Metrics], bool]:
+    def after(state: State, metrics: Metrics) -> bool:
+        done = state.step == recipe.steps
+        if state.step % recipe.log == 0 or done:
+            values = {name: value.item() for name, value in metrics.items()}
+            if state.step % (10 * recipe.log) == 0 or done:
+                values |= {f"gauge/{name}": value for name, value in gauge(state.product(), recipe, data).items()}
+            journal.write(state.step, values)
+            meter.show(
+                state.step, "  ".join(f"{name} {value:.3g}" for name, value in values.items() if "norm" not in name)
+            )
+        if state.step % recipe.save == 0 or done or interrupt.asked:
+            checkpoint.save(state, dump(recipe), folder / "checkpoints", recipe.keep)
+        return interrupt.asked is None
+
+    return after

@@ -1,0 +1,58 @@
+"""All that a run needs to continue exactly: models, optimizers, averages, and the step."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from forcing.recipe import Optim
+
+
+@dataclass
+class State:
+    """`models`: by role, with "<role>_ema" for averages. `optimizers`: of each trained role. `ema`: decay by role."""
+
+    models: dict[str, nn.Module]
+    optimizers: dict[str, list[Optimizer]]
+    ema: dict[str, float]
+    step: int = 0
+
+    @staticmethod
+    def begin(models: dict[str, nn.Module], optims: dict[str, Optim], ema: dict[str, float]) -> "State":
+        """A state at step 0. Roles without an optimizer are frozen."""
+        models = dict(models)
+        for role in ema:
+            models[role + "_ema"] = copy.deepcopy(models[role])
+        for role, model in models.items():
+            model.requires_grad_(role in optims)
+        optimizers = {role: optimizers_of(models[role], optim) for role, optim in optims.items()}
+        return State(models, optimizers, ema)
+
+    def product(self, role: str = "student") -> nn.Module:
+        """What a run is for: the role's average where there is one, else its weights."""
+        return self.models.get(role + "_ema", self.models[role])
+
+
+def optimizers_of(model: nn.Module, optim: Optim) -> list[Optimizer]:
+    """Muon on the weight matrices inside blocks and AdamW on the rest, or AdamW on everything."""
+    named = list(model.named_parameters())
+    hidden = [p for name, p in named if optim.method == "muon" and p.ndim == 2 and name.startswith("blocks.")]
+    chosen = {id(p) for p in hidden}
+    others = [p for _, p in named if id(p) not in chosen]
+    adam_lr = optim.adam_lr if hidden else optim.lr
+    made: list[Optimizer] = []
+    if hidden:
+        made.append(torch.optim.Muon(hidden, lr=optim.lr, weight_decay=optim.weight_decay))
+    made.append(torch.optim.AdamW(others, lr=adam_lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True))
+    for optimizer in made:
+        for group in optimizer.param_groups:
+            group["peak"] = group["lr"]
+    return made
+
+
+@torch.no_grad()
+def average(target: nn.Module, source: nn.Module, decay: float) -> None:
+    """target <- decay target + (1 - decay) source."""
+    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), 1 - decay)

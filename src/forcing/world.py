@@ -1,0 +1,117 @@
+"""A world: a model with its codec, prompts and keys, as one folder on disk."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from forcing.actions.keys import Keys
+from forcing.backbone import Backbone
+from forcing.codecs.linear import LinearCodec
+from forcing.cond import Cond
+from forcing.guidance import Guided
+from forcing.recipe import Recipe, Sampling, dump, parse
+from forcing.rollout import remember, rollout
+from forcing.shapes import Latents
+from forcing.text.names import Names
+
+FORMAT = 1
+FILES = ("world.json", "model.safetensors", "codec.safetensors")
+
+
+@dataclass
+class World:
+    """`recipe`: what made the model, with how it is sampled. `causal`: it generates chunk by chunk."""
+
+    model: nn.Module
+    codec: LinearCodec
+    text: Names
+    keys: Keys
+    recipe: Recipe
+
+    @property
+    def causal(self) -> bool:
+        """False for a bidirectional model, whose one chunk is a whole clip."""
+        return self.recipe.sampling.chunk < self.recipe.frames or self.recipe.frames == 1
+
+    def save(self, path: Path, extra: dict[str, Any] | None = None, dtype: torch.dtype | None = None) -> None:
+        """Write the folder `path`, whole or not at all. `dtype`: store the weights so (they load as float32)."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.tmp")
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
+        weights = {name: value.to(dtype or value.dtype).contiguous() for name, value in self.model.state_dict().items()}
+        save_file(weights, draft / "model.safetensors")
+        self.codec.save(draft / "codec.safetensors")
+        document = {"format": FORMAT, "prompts": list(self.text.prompts), "keys": list(self.keys.names)}
+        document |= {"recipe": dump(self.recipe), **(extra or {})}
+        (draft / "world.json").write_text(json.dumps(document, indent=1) + "\n")
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(draft, path)
+
+    @staticmethod
+    def load(path: Path) -> "World":
+        """The world in folder `path`, ready to generate."""
+        missing = [name for name in FILES if not (path / name).is_file()]
+        if missing:
+            raise ValueError(
+                f"{path} is not a world: {', '.join(missing)} missing (a world folder holds {', '.join(FILES)})"
+            )
+        document = json.loads((path / "world.json").read_text())
+        if document.get("format") != FORMAT:
+            raise ValueError(f"{path} has format {document.get('format')}, this version reads {FORMAT}")
+        recipe = parse(Recipe, document["recipe"])
+        model = recipe.backbone.build()
+        weights = {name: value.float() for name, value in load_file(path / "model.safetensors").items()}
+        model.load_state_dict(weights, strict=True)
+        codec = LinearCodec.load(path / "codec.safetensors")
+        keys = Keys(tuple(document["keys"]))
+        return World(model.eval().requires_grad_(False), codec, Names(tuple(document["prompts"])), keys, recipe)
+
+    def cond(self, prompts: Sequence[str | None], actions: Sequence[Sequence[str | int]] | None, frames: int) -> Cond:
+        """Conditions of `frames` frames for each prompt (None: no prompt).
+
+        actions: of each clip, the action that leads to each frame, -1 where none is told; None tells none at all
+        (the free regime).
+        """
+        text = torch.zeros(len(prompts), len(self.text.prompts))
+        for i, prompt in enumerate(prompts):
+            if prompt is not None:
+                text[i] = self.text.encode([prompt])[0]
+        if actions is None:
+            return Cond({"text": text}, {"action": torch.zeros(len(prompts), frames, self.keys.width)})
+        told = torch.stack([self.keys.encode(list(each)) for each in actions])
+        if told.shape[:2] != (len(prompts), frames):
+            raise ValueError(f"need one action a frame: {len(prompts)} clips of {frames}, got {tuple(told.shape[:2])}")
+        return Cond({"text": text}, {"action": told})
+
+    @torch.no_grad()  # as a decorator: within the generator it would leak to the caller between chunks
+    def stream(
+        self,
+        conds: Iterable[Cond],
+        clips: int,
+        rng: torch.Generator,
+        *,
+        sampling: Sampling | None = None,
+        start: tuple[Latents, Cond] | None = None,
+    ) -> Iterator[Latents]:
+        """Chunks of latents, one for each of `conds` (one chunk's conditions each), as they are made.
+
+        start: clean latents [clips, F, C, h, w] to continue, a chunk's multiple of frames, and their conditions.
+        """
+        how = sampling or self.recipe.sampling
+        model: Backbone = Guided(self.model, how.guidance)
+        cache = model.cache(clips, window=how.window, sink=how.sink)
+        if start is not None:
+            latents, told = start
+            frames = latents.shape[1]
+            for piece, at in zip(told.chunks(frames, how.chunk), range(0, frames, how.chunk), strict=True):
+                remember(model, latents[:, at : at + how.chunk], piece, cache)
+        yield from rollout(model, conds, (clips, how.chunk, *self.codec.config.latents), how.plan, cache, rng)
