@@ -1,12 +1,13 @@
 """The protocol every video transformer meets: two methods, no base class."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from forcing.cond import Cond
 from forcing.layout import Cache, Layout
 from forcing.shapes import Latents, Sigma
 
 
+@runtime_checkable
 class Backbone(Protocol):
     """A video network: noised latents, a noise level per frame, conditions and a layout in; velocity out."""
 

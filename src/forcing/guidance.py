@@ -25,7 +25,8 @@ class Guided:
         if self.scale == 1:
             return self.model(x, sigma, cond, layout)
         both = self.model(torch.cat([x, x]), torch.cat([sigma, sigma]), cond.beside(self.uncond(cond)), layout)
-        return guide(*both.chunk(2), self.scale)
+        v_cond, v_uncond = both.chunk(2)
+        return guide(v_cond, v_uncond, self.scale)
 
     def cache(self, batch: int, *, window: int, sink: int = 0) -> Cache:
         return self.model.cache(batch if self.scale == 1 else 2 * batch, window=window, sink=sink)

@@ -5,13 +5,12 @@ Backbones widen the table to tokens. `Past` is a frozen snapshot to read from; `
 for making room (`past`) and one for committing (`settle`).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from forcing.shapes import Float, FrameMask, Times
+from forcing.shapes import Bool, FrameMask, Times
 
 
 @dataclass(frozen=True)
@@ -127,12 +126,12 @@ class Cache:
         self.held -= frames
 
 
-def widen(table: FrameMask, queries: int, keys: int) -> Float[Tensor, "q k"] | FrameMask:
+def widen(table: FrameMask, queries: int, keys: int) -> Bool[Tensor, "tq tk"]:
     """A frame table as a token mask, for `queries` and `keys` tokens a frame."""
     return table.repeat_interleave(queries, 0).repeat_interleave(keys, 1)
 
 
-def _joined(reading: Past, layer: int) -> Sequence[Tensor]:
+def _joined(reading: Past, layer: int) -> tuple[Tensor, Tensor]:
     k, v = reading.fresh[layer]
     key, value = reading.keys[layer], reading.values[layer]
     return (k, v) if key is None or value is None else (torch.cat([key, k], 1), torch.cat([value, v], 1))

@@ -1,7 +1,6 @@
 """All stages in order: what is finished is skipped, what is not is resumed, and each must pass its gate."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,4 +88,4 @@ class Pipeline:
 def _write(path: Path, verdict: Verdict) -> None:
     draft = path.with_suffix(".tmp")
     draft.write_text(json.dumps(verdict.as_dict(), indent=1) + "\n")
-    os.replace(draft, path)
+    draft.replace(path)

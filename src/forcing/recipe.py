@@ -21,7 +21,7 @@ AnyStage = Bidirectional | TeacherForcing | DiffusionForcing | Consistency | DMD
 class Optim:
     """One role's optimizer. Muon takes the matrices of the blocks, AdamW (at `adam_lr`) everything else.
 
-    betas, weight_decay: AdamW's, and the decay of both. average: weight of the past in the role's EMA, None for none.
+    betas: AdamW's. weight_decay: of both.
     """
 
     method: Literal["adamw", "muon"] = "muon"
@@ -39,7 +39,7 @@ class Optim:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rates rise over `warmup` steps and fall over the last `decay` share of the run to `floor` of their value."""
+    """Learning rates rise over `warmup` steps and fall over the last `decay` share of a run to `floor` of the peak."""
 
     warmup: int = 20
     decay: float = 0.4
@@ -97,7 +97,7 @@ class Recipe:
 
     name: str
     stage: AnyStage
-    backbone: TinyConfig | None
+    backbone: TinyConfig
     roles: Mapping[str, Role]
     sampling: Sampling
     steps: int

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -29,7 +30,7 @@ class Plan:
         for levels in (self.rest, self.first):
             if levels is None:
                 continue
-            ordered = all(a > b for a, b in zip(levels, levels[1:], strict=False))
+            ordered = all(a > b for a, b in pairwise(levels))
             if not levels or not ordered or levels[0] != 1 or levels[-1] <= 0:
                 raise ValueError(f"levels must fall strictly from 1 and stay above 0, got {levels}")
 

@@ -5,17 +5,22 @@ development dependency: without it the names fall back to plain tensors, so that
 image that holds torch alone.
 """
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
-try:
+if TYPE_CHECKING:
     from jaxtyping import Bool, Float
-except ModuleNotFoundError:  # pragma: no cover - exercised by the bare-image check only
+else:
+    try:
+        from jaxtyping import Bool, Float
+    except ModuleNotFoundError:
 
-    class Float:  # type: ignore[no-redef]
-        def __class_getitem__(cls, item: tuple[type, str]) -> type:
-            return item[0]
+        class Float:
+            def __class_getitem__(cls, item: tuple[type, str]) -> type:
+                return item[0]
 
-    Bool = Float  # type: ignore[assignment,misc]
+        Bool = Float
 
 Latents = Float[Tensor, "b f c h w"]
 Sigma = Float[Tensor, "b f"]

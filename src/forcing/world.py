@@ -1,7 +1,6 @@
 """A world: a model with its codec, prompts and keys, as one folder on disk."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,10 +9,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from forcing.actions.keys import Keys
 from forcing.backbone import Backbone
+from forcing.backbones import Network
 from forcing.codecs.linear import LinearCodec
 from forcing.cond import Cond
 from forcing.guidance import Guided
@@ -30,7 +29,7 @@ FILES = ("world.json", "model.safetensors", "codec.safetensors")
 class World:
     """`recipe`: what made the model, with how it is sampled. `causal`: it generates chunk by chunk."""
 
-    model: nn.Module
+    model: Network
     codec: LinearCodec
     text: Names
     keys: Keys
@@ -54,7 +53,7 @@ class World:
         document |= {"recipe": dump(self.recipe), **(extra or {})}
         (draft / "world.json").write_text(json.dumps(document, indent=1) + "\n")
         shutil.rmtree(path, ignore_errors=True)
-        os.replace(draft, path)
+        draft.replace(path)
 
     @staticmethod
     def load(path: Path) -> "World":

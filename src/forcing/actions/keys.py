@@ -17,7 +17,7 @@ class Keys:
     def width(self) -> int:
         return len(self.names)
 
-    def encode(self, events: Sequence[str] | Sequence[int]) -> Tensor:
+    def encode(self, events: Sequence[str | int]) -> Tensor:
         """Names, or numbers with -1 for "not told" -> [F, width] float32."""
         numbers = [self.number(event) if isinstance(event, str) else int(event) for event in events]
         for number in numbers:

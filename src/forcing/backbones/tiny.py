@@ -63,15 +63,13 @@ class Tiny(nn.Module):
         self.time = nn.Sequential(nn.Linear(config.dim, config.dim), nn.SiLU(), nn.Linear(config.dim, config.dim))
         self.text = nn.Linear(config.text_dim, config.dim, bias=False) if config.text_dim else None
         self.action = nn.Linear(config.action_dim, config.dim, bias=False) if config.action_dim else None
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        blocks = [Block(config, layer) for layer in range(config.layers)]
+        self.blocks = nn.ModuleList(blocks)
         self.head_modulation = nn.Linear(config.dim, 2 * config.dim)
         self.head = nn.Linear(config.dim, wide)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        # zero-initialised outputs: the untrained network predicts nothing, and every block starts as the identity
         nn.init.normal_(self.place, std=0.02)
-        for layer in (self.head, self.head_modulation, *(block.modulation for block in self.blocks)):
+        # zero-initialised outputs: the untrained network predicts nothing, and every block starts as the identity
+        for layer in (self.head, self.head_modulation, *(block.modulation for block in blocks)):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 

@@ -1,7 +1,7 @@
 """Pixels to latents and back."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from forcing.shapes import Latents
 Pixels = np.ndarray  # uint8 [..., F, H, W, 3]
 
 
+@runtime_checkable
 class Codec(Protocol):
     """`encode`: clips [B, F, H, W, 3] uint8 -> latents. `decoder`: a function of one stream, chunk by chunk."""
 

@@ -30,7 +30,8 @@ class LinearConfig:
     @property
     def latents(self) -> tuple[int, int, int]:
         """(channels, height, width) of one latent frame."""
-        return (self.channels, *(_up(-(-side // self.tile), self.multiple) for side in self.frame))
+        height, width = (_up(-(-side // self.tile), self.multiple) for side in self.frame)
+        return self.channels, height, width
 
 
 class LinearCodec:
@@ -43,9 +44,7 @@ class LinearCodec:
     def fit(frames: Pixels, tile: int = 8, channels: int = 8, multiple: int = 2) -> "LinearCodec":
         """Principal axes of the different tiles in `frames` [N, H, W, 3]; at most `channels`, fewer if they suffice."""
         config = LinearConfig(tuple(frames.shape[1:3]), tile, channels, multiple)
-        kinds, counts = np.unique(
-            _tiles(_pad(frames, config), tile).reshape(-1, tile * tile * 3), axis=0, return_counts=True
-        )
+        kinds, counts = _kinds(frames, config)
         # each kind counts once, so that rare ones (a goal) are coded as well as the floor, whatever was recorded
         data = torch.from_numpy(kinds).double() / 127.5 - 1
         mean = data.mean(0)
@@ -94,6 +93,21 @@ class LinearCodec:
         frame = (int(meta["height"]), int(meta["width"]))
         config = LinearConfig(frame, int(meta["tile"]), int(meta["channels"]), int(meta["multiple"]))
         return LinearCodec(config, mean, axes, float(meta["scale"]))
+
+
+def _kinds(frames: Pixels, config: LinearConfig) -> tuple[Pixels, np.ndarray]:
+    """The different tiles in `frames`, uint8 [K, D], and how often each occurs [K]."""
+    side = config.tile * config.tile * 3
+    weights = np.random.default_rng(0).integers(1, 2**62, side, dtype=np.uint64)
+    found: dict[int, list] = {}
+    for start in range(0, len(frames), 256):
+        tiles = _tiles(_pad(frames[start : start + 256], config), config.tile).reshape(-1, side)
+        # sorting tiles themselves is a hundred times slower than sorting a 64-bit hash of each
+        marks, first, counts = np.unique(tiles.astype(np.uint64) @ weights, return_index=True, return_counts=True)
+        for mark, index, count in zip(marks.tolist(), first, counts, strict=True):
+            found.setdefault(mark, [tiles[index], 0])[1] += int(count)
+    order = sorted(found, key=lambda mark: found[mark][0].tobytes())
+    return np.stack([found[mark][0] for mark in order]), np.array([found[mark][1] for mark in order])
 
 
 def _up(value: int, multiple: int) -> int:

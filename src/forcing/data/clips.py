@@ -1,6 +1,6 @@
 """Clips of latents cut from a recording, with actions and prompts, some of them withheld."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,8 @@ from forcing.data.shards import Episode
 from forcing.data.withhold import Withhold
 from forcing.stages import Batch
 
+BLOCK = 4096  # frames allocated at once
+
 
 class Clips:
     """All windows of `frames` frames of the episodes, encoded once and held in memory.
@@ -22,19 +24,28 @@ class Clips:
     """
 
     def __init__(
-        self, episodes: Sequence[Episode], codec: Codec, prompts: Sequence[str], actions: int, *, frames: int
+        self, episodes: Iterable[Episode], codec: Codec, prompts: Sequence[str], actions: int, *, frames: int
     ) -> None:
-        long = [episode for episode in episodes if len(episode.frames) >= frames]
-        if not long:
-            raise ValueError(f"no episode is as long as a clip of {frames} frames")
         self.frames, self.n_actions = frames, actions
-        self.latents = [codec.encode(episode.frames[None])[0] for episode in long]
-        self.actions = [torch.from_numpy(np.asarray(episode.actions)) for episode in long]
-        self.text = torch.eye(len(prompts))[[list(prompts).index(episode.prompt) for episode in long]]
-        starts = [len(episode.frames) - frames + 1 for episode in long]
-        self.windows = np.stack(
-            [np.repeat(np.arange(len(long)), starts), np.concatenate([np.arange(n) for n in starts])], 1
-        )
+        self.latents, self.actions, named = [], [], []
+        block = torch.empty(0)
+        for episode in episodes:  # one at a time: a recording's pixels need not fit in memory, its latents do
+            length = len(episode.frames)
+            if length >= frames:
+                made = codec.encode(episode.frames[None])[0]
+                if len(block) < length:
+                    # many small tensors that outlive the large temporaries of encoding would leave holes in the heap
+                    block = torch.empty(max(BLOCK, length), *made.shape[1:])
+                self.latents.append(block[:length].copy_(made))
+                block = block[length:]
+                self.actions.append(torch.from_numpy(np.array(episode.actions)))
+                named.append(list(prompts).index(episode.prompt))
+        if not self.latents:
+            raise ValueError(f"no episode is as long as a clip of {frames} frames")
+        self.text = torch.eye(len(prompts))[named]
+        starts = [len(latents) - frames + 1 for latents in self.latents]
+        episode_of = np.repeat(np.arange(len(starts)), starts)
+        self.windows = np.stack([episode_of, np.concatenate([np.arange(n) for n in starts])], 1)
 
     def __len__(self) -> int:
         return len(self.windows)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 
+@runtime_checkable
 class Environment(Protocol):
     """Anything that can be played: a recorded world, or a model that imagines one."""
 

@@ -41,7 +41,7 @@ class Lengths:
     dmd: int
 
 
-LENGTHS = {"demo": Lengths(400, 300, 100, 100), "full": Lengths(7000, 2500, 900, 900)}
+LENGTHS = {"demo": Lengths(400, 300, 100, 100), "full": Lengths(6000, 2000, 800, 800)}
 
 
 def recipes(facts: Facts | None = None, scale: Scale = "full", chunk: int = 1) -> dict[str, Recipe]:
@@ -56,7 +56,7 @@ def recipes(facts: Facts | None = None, scale: Scale = "full", chunk: int = 1) -
         name="base",
         stage=Bidirectional(SHIFT),
         backbone=TinyConfig(facts.latents, patch=4, dim=192, text_dim=facts.prompts, action_dim=facts.keys),
-        roles={"student": Role(optim=Optim(), ema=0.995)},
+        roles={"student": Role(optim=Optim(), ema=0.998)},
         sampling=replace(many, chunk=FRAMES),
         steps=steps.base,
     )

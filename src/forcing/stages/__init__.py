@@ -6,7 +6,7 @@ Models go by role: "student", "teacher", "critic", and "<role>_ema" for the runn
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -45,10 +45,10 @@ class Update:
     every: int = 1
 
 
+@runtime_checkable
 class Stage(Protocol):
     """`roles`: which models it needs; those it updates come first. `updates`: what one step does, in order."""
 
-    @property
-    def roles(self) -> Sequence[str]: ...
+    roles: ClassVar[Sequence[str]]
 
     def updates(self) -> Sequence[Update]: ...

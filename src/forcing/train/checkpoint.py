@@ -1,7 +1,6 @@
 """Checkpoints: safetensors for every tensor, JSON for the rest; complete or absent, never half-written."""
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from forcing.train.state import State
 
@@ -22,7 +20,7 @@ class CheckpointError(ValueError):
 
 
 def save(state: State, recipe: dict[str, Any], folder: Path, keep: int) -> Path:
-    """Write `folder`/step-N, then remove all but the newest `keep`. Frozen models are not written: they have a source."""
+    """Write `folder`/step-N and remove all but the newest `keep`. Frozen models are not written: they have a source."""
     folder.mkdir(parents=True, exist_ok=True)
     for stray in folder.glob(".*.tmp"):
         shutil.rmtree(stray)
@@ -42,7 +40,7 @@ def save(state: State, recipe: dict[str, Any], folder: Path, keep: int) -> Path:
     (draft / "state.json").write_text(json.dumps(document, indent=1))
     if path.exists():
         shutil.rmtree(path)
-    os.replace(draft, path)
+    draft.replace(path)
     for old in _all(folder)[:-keep]:
         shutil.rmtree(old)
     return path
@@ -87,7 +85,7 @@ def _saved(state: State) -> list[str]:
 
 
 def _weights(state: State) -> dict[str, torch.Tensor]:
-    models: dict[str, nn.Module] = {role: state.models[role] for role in _saved(state)}
+    models = {role: state.models[role] for role in _saved(state)}
     return {
         f"{role}/{name}": value.contiguous()
         for role, model in models.items()

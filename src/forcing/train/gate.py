@@ -56,7 +56,8 @@ def check(world: World, verdict: Verdict) -> None:
     if gate.quality is not None and not verdict.quality <= gate.quality * verdict.quality_before:
         raise GateClosed(
             f"{name} looks worse than it may: Frechet distance {verdict.quality:.2f}, at most {gate.quality} x that of "
-            f"{start} at the same steps ({verdict.quality_before:.2f}) is allowed. Train it longer, or look at its samples."
+            f"{start} at the same steps ({verdict.quality_before:.2f}) is allowed. "
+            "Train it longer, or look at its samples."
         )
 
 

@@ -1,7 +1,6 @@
 """metrics.jsonl, the source of truth about a run, and what a person sees meanwhile."""
 
 import json
-import os
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +20,7 @@ class Journal:
         kept = [line for line in read(path) if line["step"] <= step]
         draft = path.with_suffix(".tmp")
         draft.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(draft, path)
+        draft.replace(path)
         self.path = path
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:

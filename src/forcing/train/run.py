@@ -4,10 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 
 from forcing.actions.keys import Keys
+from forcing.backbones import Network
 from forcing.codecs.linear import LinearCodec
 from forcing.data.clips import Clips, Sampler
 from forcing.data.order import seeded
@@ -23,6 +25,7 @@ from forcing.train.state import State
 from forcing.world import World
 
 GAUGE_CLIPS = 64
+PATCHABLE = 4  # latent grids are padded to a multiple of it, so that patches of 2 and 4 fit
 
 
 class Interrupted(RuntimeError):
@@ -42,16 +45,12 @@ class Material:
 
 def material(recording: Recording, codec: LinearCodec | None, frames: int) -> Material:
     """Clips of `frames` frames of a recording. Without a codec, one is fitted to its training frames."""
-    episodes = recording.load("train")
     if codec is None:
-        import numpy as np
-
-        codec = LinearCodec.fit(np.concatenate([episode.frames[::7] for episode in episodes]), multiple=4)
-    cut = [
-        Clips(part, codec, recording.prompts, len(recording.actions), frames=frames)
-        for part in (episodes, recording.load("heldout"))
-    ]
-    return Material(codec, Names(tuple(recording.prompts)), Keys(tuple(recording.actions)), *cut)
+        sample = [episode.frames[::7] for episode in recording.stream("train")]
+        codec = LinearCodec.fit(np.concatenate(sample), multiple=PATCHABLE)
+    prompts, keys = recording.prompts, recording.actions
+    cut = [Clips(recording.stream(split), codec, prompts, len(keys), frames=frames) for split in ("train", "heldout")]
+    return Material(codec, Names(tuple(prompts)), Keys(tuple(keys)), *cut)
 
 
 def train(recipe: Recipe, folder: Path, starts: Mapping[str, World], data: Material, console: Console) -> World:
@@ -85,7 +84,7 @@ def train(recipe: Recipe, folder: Path, starts: Mapping[str, World], data: Mater
     return world
 
 
-def gauge(model: torch.nn.Module, recipe: Recipe, data: Material) -> dict[str, float]:
+def gauge(model: Network, recipe: Recipe, data: Material) -> dict[str, float]:
     """The controllability gauge of a model on held-out clips: the same clips and noise at every call."""
     rng = seeded(recipe.seed, "gauge")
     which = torch.randint(len(data.heldout), (GAUGE_CLIPS,), generator=rng).numpy()

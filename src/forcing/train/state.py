@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from forcing.backbones import Network
 from forcing.recipe import Optim
 
 
@@ -14,13 +15,13 @@ from forcing.recipe import Optim
 class State:
     """`models`: by role, with "<role>_ema" for averages. `optimizers`: of each trained role. `ema`: decay by role."""
 
-    models: dict[str, nn.Module]
+    models: dict[str, Network]
     optimizers: dict[str, list[Optimizer]]
     ema: dict[str, float]
     step: int = 0
 
     @staticmethod
-    def begin(models: dict[str, nn.Module], optims: dict[str, Optim], ema: dict[str, float]) -> "State":
+    def begin(models: dict[str, Network], optims: dict[str, Optim], ema: dict[str, float]) -> "State":
         """A state at step 0. Roles without an optimizer are frozen."""
         models = dict(models)
         for role in ema:
@@ -30,7 +31,7 @@ class State:
         optimizers = {role: optimizers_of(models[role], optim) for role, optim in optims.items()}
         return State(models, optimizers, ema)
 
-    def product(self, role: str = "student") -> nn.Module:
+    def product(self, role: str = "student") -> Network:
         """What a run is for: the role's average where there is one, else its weights."""
         return self.models.get(role + "_ema", self.models[role])
 
@@ -55,4 +56,5 @@ def optimizers_of(model: nn.Module, optim: Optim) -> list[Optimizer]:
 @torch.no_grad()
 def average(target: nn.Module, source: nn.Module, decay: float) -> None:
     """target <- decay target + (1 - decay) source."""
-    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), 1 - decay)
+    for old, new in zip(target.parameters(), source.parameters(), strict=True):
+        old.lerp_(new, 1 - decay)

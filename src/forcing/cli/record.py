@@ -1,0 +1,62 @@
+"""`forcing record`: play an environment with held random keys and keep what it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+
+from forcing.cli.bar import Bar
+from forcing.cli.options import read
+from forcing.data.shards import Recording
+from forcing.envs.gym import Record, record
+
+
+@dataclass(frozen=True)
+class Options:
+    """Record a world into shards, the same bytes for the same options.
+
+    Any Gymnasium environment that renders RGB and has discrete actions will do; "rooms" is the default world.
+    """
+
+    env: tyro.conf.Positional[str]  # "rooms", or a Gymnasium id, also as module:Id
+    out: Path  # folder to record into
+    frames: int  # frames in all
+    seed: int = 0  # of the worlds and of the keys
+    episode: int = 80  # most steps in an episode
+    size: int | None = None  # shrink frames until the longer side is so many pixels
+    holdout: float = 0.1  # share of the episodes kept for evaluation
+
+
+def run(args: Sequence[str], console: Console) -> int:
+    """Record, and say what was recorded."""
+    options = read(Options, args, "record")
+    spec = Record(
+        options.env, options.frames, options.seed, options.episode, size=options.size, holdout=options.holdout
+    )
+    kept(spec, options.out, console)
+    return 0
+
+
+def kept(spec: Record, out: Path, console: Console) -> Recording:
+    """The recording of `spec` in `out`, made now or there already, described on the console."""
+    there = out.exists()
+    with Bar(f"recording {spec.env}", "frames", console) as bar:
+        recording = Recording.open(record(spec, out, bar.show))
+    console.print(f"{describe(recording)}{', there already' if there else ''}")
+    return recording
+
+
+def describe(recording: Recording) -> str:
+    """What was recorded, and where, in a few words."""
+    rows, shards = recording.episodes(), recording.manifest["shards"]
+    height, width, _ = recording.shape
+    size = sum(shard["bytes"] for shard in shards) / 1e6
+    return (
+        f"{recording.path}: {sum(row['length'] for row in rows)} frames of {width}x{height} in {len(rows)} episodes "
+        f"({len(recording.episodes('heldout'))} held out, {size:.1f} MB); prompts: {', '.join(recording.prompts)}; "
+        f"keys: {', '.join(recording.actions)}"
+    )

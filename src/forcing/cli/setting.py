@@ -1,0 +1,117 @@
+"""What a run folder is about: the recording it learns, the scale and the chunk, kept in `RUN/run.json`."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from forcing.cli.record import kept
+from forcing.codecs.linear import LinearCodec
+from forcing.data.shards import MANIFEST, Recording
+from forcing.envs.gym import ROOMS, Record
+from forcing.pipeline import Pipeline
+from forcing.recipes import rooms
+from forcing.train.run import material
+from forcing.world import World
+
+SETTING = "run.json"
+SHIPPED = Path(__file__).resolve().parent.parent / "shipped" / ROOMS
+# One seed for both, so that the demo's episodes are the first of the full ones: what the shipped base never saw stays
+# unseen at either scale.
+RECORDS = {"full": Record(ROOMS, 121_500, 0, 80), "demo": Record(ROOMS, 40_500, 0, 80)}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """recording: "rooms", recorded into the run folder, or the folder of any recording."""
+
+    recording: str = ROOMS
+    scale: rooms.Scale = "full"
+    chunk: int = 1
+
+    def __post_init__(self) -> None:
+        # The recipes know what is allowed; asking them costs nothing and fails before any work.
+        rooms.recipes(None, self.scale, self.chunk)
+        if self.recording != ROOMS and not (Path(self.recording) / MANIFEST).is_file():
+            near = " Did you mean 'rooms'?" if difflib.get_close_matches(self.recording, [ROOMS], 1) else ""
+            raise ValueError(
+                f"{self.recording!r} is neither 'rooms' nor the folder of a recording (forcing record makes one).{near}"
+            )
+
+
+def known(run: Path) -> Setting | None:
+    """The setting of a run folder that has one."""
+    path = run / SETTING
+    if not path.is_file():
+        return None
+    try:
+        return Setting(**json.loads(path.read_text()))
+    except (TypeError, json.JSONDecodeError) as damage:
+        raise ValueError(f"{path} is damaged ({damage}); delete it to start this run's setting again") from damage
+
+
+def settle(run: Path, **asked: Any) -> Setting:
+    """What was asked (None: whatever the run is about, else the default); a run is about one setting only."""
+    given = {name: value for name, value in asked.items() if value is not None}
+    before = known(run)
+    if before is None:
+        return Setting(**given)
+    now = replace(before, **given)
+    changes = [
+        f"{name} {value!r}, not {asdict(now)[name]!r}"
+        for name, value in asdict(before).items()
+        if value != asdict(now)[name]
+    ]
+    if changes:
+        raise ValueError(f"{run} is a run with {' and '.join(changes)}: give another --run")
+    return now
+
+
+def keep(run: Path, setting: Setting) -> None:
+    """Write `RUN/run.json`, whole or not at all."""
+    run.mkdir(parents=True, exist_ok=True)
+    draft = run / f".{SETTING}.tmp"
+    draft.write_text(json.dumps(asdict(setting), indent=1) + "\n")
+    os.replace(draft, run / SETTING)
+
+
+def shipped() -> dict[str, Path]:
+    """The trained worlds that came with the package, by recipe name."""
+    return {path.parent.name: path.parent for path in sorted(SHIPPED.glob("*/world.json"))}
+
+
+def recording(run: Path, setting: Setting, console: Console) -> Recording:
+    """The run's recording; rooms is recorded now if it is not there."""
+    if setting.recording == ROOMS:
+        return kept(RECORDS[setting.scale], run / "recording", console)
+    opened = Recording.open(setting.recording)
+    if not opened.episodes("heldout"):
+        raise ValueError(f"{opened.path} keeps no episodes for evaluation: record it with --holdout above 0")
+    return opened
+
+
+def pipeline(run: Path, setting: Setting, data: Recording, console: Console, *, from_scratch: bool) -> Pipeline:
+    """Every recipe, fitted to what was recorded. The shipped base is where rooms starts, unless from scratch."""
+    base = {} if from_scratch or setting.recording != ROOMS else {k: v for k, v in shipped().items() if k == "base"}
+    if setting.recording == ROOMS and not base and not from_scratch:
+        console.print("no base is shipped with this installation: it is trained here, too")
+    recipes = rooms.recipes(facts(data, _codec(run, base, data)), setting.scale, setting.chunk)
+    return Pipeline(run, recipes, base, console)
+
+
+def facts(data: Recording, codec: LinearCodec) -> rooms.Facts:
+    """What the recipes must know of a recorded world."""
+    return rooms.Facts(codec.config.latents, len(data.prompts), len(data.actions))
+
+
+def _codec(run: Path, base: dict[str, Path], data: Recording) -> LinearCodec:
+    for path in (run / "base" / "world", base.get("base")):
+        if path is not None and path.exists():
+            return World.load(path).codec
+    return material(data, None, rooms.FRAMES).codec

@@ -1,0 +1,120 @@
+"""Which models an evaluation compares: the worlds of a run, each with the ways it is sampled."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from forcing import flow
+from forcing.eval.measure import Measure
+from forcing.recipe import Recipe, Sampling, parse
+from forcing.rollout import Plan
+
+STAGES = {"base": "bidirectional base", "ar": "AR teacher", "cd": "causal CD", "dmd": "DMD"}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A row to be measured. `world`: its folder. `recipe`: what made it. `sampling`: how it generates here."""
+
+    name: str
+    label: str
+    world: Path
+    recipe: Recipe
+    sampling: Sampling
+
+    @property
+    def causal(self) -> bool:
+        """False for a bidirectional model, whose one chunk is a whole clip."""
+        return self.sampling.chunk < self.recipe.frames or self.recipe.frames == 1
+
+    @property
+    def passes(self) -> int:
+        """Network evaluations a generated frame, once something precedes it: its steps and settling it."""
+        # the bidirectional model generates whole clips, and settles nothing
+        return (len(self.sampling.plan.rest) + self.causal) * (1 if self.sampling.guidance == 1 else 2)
+
+    @property
+    def memory(self) -> int | None:
+        """Frames before a frame that the model can look back on for certain; None: the whole clip."""
+        return self.sampling.window - self.sampling.chunk if self.causal else None
+
+
+def home(run: Path, name: str, shipped: Mapping[str, Path]) -> Path | None:
+    """The folder of the world that recipe `name` made: in the run, or shipped, or nowhere."""
+    for path in (run / name / "world", shipped.get(name)):
+        if path is not None and (path / "world.json").is_file():
+            return path
+    return None
+
+
+def recipe_of(world: Path) -> Recipe:
+    """The recipe that made a world, without loading its weights."""
+    return parse(Recipe, json.loads((world / "world.json").read_text())["recipe"])
+
+
+def candidates(run: Path, measure: Measure, shipped: Mapping[str, Path]) -> list[Candidate]:
+    """Every row the run has worlds for: teachers at many steps, the AR teacher cut to few, and the students."""
+    found = [*_teachers(run, measure, shipped), *_students(run, measure, shipped)]
+    if not found:
+        raise ValueError(f"{run} holds no worlds to evaluate: expected folders such as {run / 'ar' / 'world'}")
+    for each in found:
+        # a rollout's real start must divide into the chunks that the model settles
+        if each.causal and (measure.start % each.sampling.chunk or measure.clip % each.sampling.chunk):
+            raise ValueError(
+                f"{each.name} generates chunks of {each.sampling.chunk} frames: start {measure.start} and clip "
+                f"{measure.clip} must be multiples of it"
+            )
+    return found
+
+
+def _teachers(run: Path, measure: Measure, shipped: Mapping[str, Path]) -> list[Candidate]:
+    found = []
+    for name in ("base", "ar"):
+        world = home(run, name, shipped)
+        if world is None:
+            continue
+        recipe = recipe_of(world)
+        shift = getattr(recipe.stage, "shift", 1.0)
+        for steps in (measure.many, *(measure.few if name == "ar" else ())):
+            plan = Plan.ode(steps, shift)
+            if steps < 4:
+                # the few-step students take four steps for a frame that nothing precedes, so the cut teacher may too
+                plan = replace(plan, first=Plan.ode(4, shift).rest)
+            many = steps == measure.many
+            label = f"{STAGES[name]}, {_steps(steps)}" if many else f"{STAGES[name]} cut to {_steps(steps)}"
+            sampling = replace(recipe.sampling, plan=plan)
+            found.append(Candidate(name if many else f"{name}-{steps}", label, world, recipe, sampling))
+    return found
+
+
+def _students(run: Path, measure: Measure, shipped: Mapping[str, Path]) -> list[Candidate]:
+    made = {n: home(run, f"dmd-{n}step", shipped) for n in measure.few}
+    plans = {n: recipe_of(world).sampling.plan for n, world in made.items() if world is not None}
+    found = []
+    cd = home(run, "cd", shipped)
+    if cd is not None:
+        recipe = recipe_of(cd)
+        for n in measure.few:
+            plan = plans.get(n) or _stretched(recipe, n)
+            how = replace(recipe.sampling, plan=plan, guidance=1.0)
+            found.append(Candidate(f"cd-{n}", f"{STAGES['cd']}, {_steps(n)}", cd, recipe, how))
+    for n, world in made.items():
+        if world is not None:
+            recipe = recipe_of(world)
+            how = replace(recipe.sampling, guidance=1.0)
+            found.append(Candidate(f"dmd-{n}", f"{STAGES['dmd']}, {_steps(n)}", world, recipe, how))
+    return found
+
+
+def _stretched(recipe: Recipe, steps: int) -> Plan:
+    # no student says which levels to visit: the recipe's own plan if it fits, else evenly spaced ones of its stage
+    own = recipe.sampling.plan
+    if len(own.rest) == steps:
+        return own
+    rest = tuple(flow.grid(steps, getattr(recipe.stage, "shift", 1.0))[:-1].tolist())
+    return replace(own, rest=rest, first=own.first if steps < len(own.first or ()) else None)
+
+
+def _steps(steps: int) -> str:
+    return "1 step" if steps == 1 else f"{steps} steps"
