@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 FORMATS = (".mp4", ".gif", ".png")
 
@@ -73,13 +72,11 @@ def enlarge(frames: np.ndarray, scale: int) -> np.ndarray:
 def sheet(clip: np.ndarray, columns: int | None = None, margin: int = _MARGIN) -> np.ndarray:
     """All frames of a clip in reading order as one image [H, W, 3]; about twice as wide as high by default."""
     frames, height, width, _ = clip.shape
-    columns = min(frames, columns or max(1, round((2 * frames * height / width) ** 0.5)))
-    rows = -(-frames // columns)
-    image = np.full((rows * (height + margin) + margin, columns * (width + margin) + margin, 3), _PAPER, np.uint8)
+    across = min(frames, columns or max(1, round((2 * frames * height / width) ** 0.5)))
+    down = -(-frames // across)
+    image = np.full((down * (height + margin) + margin, across * (width + margin) + margin, 3), _PAPER, np.uint8)
     for i, frame in enumerate(clip):
-        top, left = (
-            margin + at * (side + margin) for at, side in zip(divmod(i, columns), (height, width), strict=True)
-        )
+        top, left = margin + i // across * (height + margin), margin + i % across * (width + margin)
         image[top : top + height, left : left + width] = frame
     return image
 
@@ -99,7 +96,7 @@ def gif(clip: np.ndarray, fps: float = 8, scale: int = 1) -> bytes:
     for image in images:
         image.putpalette(palette)
     out = io.BytesIO()
-    # A GIF counts hundredths of a second; disposal 1 keeps what did not change, and equal frames must stay frames.
+    # a GIF counts hundredths of a second; equal frames in a row are stored once, for longer
     images[0].save(
         out, "gif", save_all=True, append_images=images[1:], duration=max(20, round(1000 / fps)), loop=0, disposal=1
     )
@@ -119,7 +116,8 @@ def with_key(frame: np.ndarray, key: str) -> np.ndarray:
         feet = [(x - dx * wide / 2 + s * dy * wide, y - dy * wide / 2 + s * dx * wide) for s in (-1, 1)]
         draw.polygon([tip, *feet], fill=_INK, outline=_SHADE, width=max(1, side // 12))
     else:
-        draw.text((side // 3, y - side // 3), key, fill=_INK, stroke_fill=_SHADE, stroke_width=1)
+        font = ImageFont.load_default(0.75 * side)
+        draw.text((side // 3, y - side // 2), key, fill=_INK, font=font, stroke_fill=_SHADE, stroke_width=1)
     return np.asarray(image)
 
 

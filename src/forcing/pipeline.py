@@ -1,14 +1,16 @@
 """All stages in order: what is finished is skipped, what is not is resumed, and each must pass its gate."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from rich.console import Console
 
+from forcing.codecs.linear import LinearCodec
 from forcing.data.shards import Recording
-from forcing.recipe import Recipe, dump
+from forcing.recipe import Recipe, differences
 from forcing.train.gate import Verdict, check, judge
 from forcing.train.run import Material, material, train
 from forcing.world import World
@@ -25,46 +27,42 @@ class Pipeline:
 
     def run(self, names: Sequence[str], recording: Recording) -> dict[str, World]:
         """Train or skip `names`, in order, on `recording`. Raises GateClosed or Interrupted."""
-        worlds: dict[str, World] = {}
-        data: Material | None = None
-        for name in names:
-            world = self.finished(name)
-            if world is None:
-                data = data or material(recording, self._codec(), self.recipes[name].frames)
-                world = self.train(name, data)
-            worlds[name] = world
-        return worlds
+
+        @lru_cache(maxsize=1)
+        def data() -> Material:  # encoding a recording takes a while, and a finished run needs none of it
+            return material(recording, self._codec(), self.recipes[names[0]].frames)
+
+        return {name: self.finished(name, data) or self.train(name, data()) for name in names}
 
     def train(self, name: str, data: Material) -> World:
         """One recipe, whose starts must be finished or shipped."""
         recipe, home = self.recipes[name], self.folder / name
-        starts = {start: self.need(start) for start in sorted({r.start for r in recipe.roles.values() if r.start})}
-        world = train(recipe, home, starts, data, self.console)
-        start = recipe.roles["student"].start
-        if start is not None and (recipe.gate.control is not None or recipe.gate.quality is not None):
-            verdict = judge(world, starts[start], data)
-            _write(home / "gate.json", verdict)
-            check(world, verdict)
-            self.console.print(
-                f"{name}: passed its gate (control {verdict.control:.2f}, before {verdict.control_before:.2f}; "
-                f"distance {verdict.quality:.2f}, before {verdict.quality_before:.2f})",
-                highlight=False,
-            )
+        (home / "gate.json").unlink(missing_ok=True)
+        world = train(recipe, home, self._starts(name), data, self.console)
+        self._pass_gate(world, lambda: data)
         return world
 
-    def finished(self, name: str) -> World | None:
-        """The product of `name` if this run has it, with this very recipe, or if it is shipped."""
+    def finished(self, name: str, data: Callable[[], Material]) -> World | None:
+        """The product of `name` if this run has it, made by this recipe from these starts, or if it is shipped."""
         path = self.folder / name / "world"
-        if path.exists():
-            world = World.load(path)
-            if dump(world.recipe) == dump(self.recipes[name]):
-                self._recheck(name, world)
-                self.console.print(f"{name}: finished already", highlight=False)
-                return world
-        if name in self.shipped:
+        if not path.exists():
+            if name not in self.shipped:
+                return None
             self.console.print(f"{name}: shipped, not trained here (--from-scratch trains it)", highlight=False)
             return World.load(self.shipped[name])
-        return None
+        world = World.load(path)
+        different = differences(world.recipe, self.recipes[name])
+        if different:
+            raise ValueError(
+                f"{path.parent} was made by a different recipe (differs in: {', '.join(different)}); use another run "
+                "folder, or delete this one to train it again"
+            )
+        stale = [start for start, its in self._starts(name).items() if world.starts[start] != its.digest]
+        if stale:
+            raise ValueError(f"{path.parent} started from another {', '.join(stale)}; delete it to train it again")
+        self._pass_gate(world, data)
+        self.console.print(f"{name}: finished already", highlight=False)
+        return world
 
     def need(self, name: str) -> World:
         """A world to start from."""
@@ -73,12 +71,31 @@ class Pipeline:
                 return World.load(path)
         raise ValueError(f"{name} must be trained first: no world in {self.folder / name}")
 
-    def _recheck(self, name: str, world: World) -> None:
-        gate = self.folder / name / "gate.json"
-        if gate.exists():
-            check(world, Verdict(**json.loads(gate.read_text())))
+    def _starts(self, name: str) -> dict[str, World]:
+        return {
+            start: self.need(start) for start in sorted({r.start for r in self.recipes[name].roles.values() if r.start})
+        }
 
-    def _codec(self):
+    def _pass_gate(self, world: World, data: Callable[[], Material]) -> None:
+        """Judge a product, once, and check the verdict against the recipe's gate."""
+        name, start = world.recipe.name, world.recipe.roles["student"].start
+        gate = self.recipes[name].gate
+        if start is None or (gate.control is None and gate.quality is None):
+            return
+        path = self.folder / name / "gate.json"
+        if path.exists():
+            verdict = Verdict(**json.loads(path.read_text()))
+        else:
+            verdict = judge(world, self.need(start), data())
+            _write(path, verdict)
+        check(name, start, gate, verdict)
+        self.console.print(
+            f"{name}: passed its gate (control {verdict.control:.2f}, before {verdict.control_before:.2f}; "
+            f"distance {verdict.quality:.2f}, before {verdict.quality_before:.2f})",
+            highlight=False,
+        )
+
+    def _codec(self) -> LinearCodec | None:
         for path in (self.folder / "base" / "world", self.shipped.get("base")):
             if path is not None and path.exists():
                 return World.load(path).codec

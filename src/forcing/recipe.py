@@ -83,8 +83,8 @@ class Sampling:
 class Gate:
     """How much worse a stage may make things before the pipeline stops.
 
-    control: least controllability gauge, as a share of that of the role it started from. quality: greatest
-    frame-pair Frechet distance of its clips, as a multiple of what it is compared with. None: not asked.
+    control: least share to keep of what the starting world's controllability gauge has above 1, which is deaf.
+    quality: greatest frame-pair Frechet distance of its clips, as a multiple of the starting world's. None: not asked.
     """
 
     control: float | None = None
@@ -126,6 +126,13 @@ class Recipe:
             raise ValueError(f"{type(self.stage).__name__} trains {sorted(trained)}, but {idle} have no optimizer")
         if self.frames % self.sampling.chunk:
             raise ValueError(f"clips of {self.frames} frames do not divide into chunks of {self.sampling.chunk}")
+
+
+def differences(a: Recipe, b: Recipe) -> list[str]:
+    """Fields in which two recipes would train differently: not how often they log or save, nor what a gate asks."""
+    aside = ("log", "save", "keep", "gate")
+    names = [f.name for f in dataclasses.fields(Recipe) if f.name not in aside]
+    return [name for name in names if dump(getattr(a, name)) != dump(getattr(b, name))]
 
 
 def dump(value: Any) -> Any:

@@ -1,9 +1,10 @@
 """A world: a model with its codec, prompts and keys, as one folder on disk."""
 
+import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,15 @@ class World:
     text: Names
     keys: Keys
     recipe: Recipe
+    starts: Mapping[str, str] = field(default_factory=dict)  # recipe name -> digest of the world it started from
+
+    @property
+    def digest(self) -> str:
+        """Identifies the weights, whatever precision they were stored in up to half."""
+        mark = hashlib.sha256()
+        for name, value in sorted(self.model.state_dict().items()):
+            mark.update(name.encode() + value.to(torch.float16).contiguous().numpy().tobytes())
+        return mark.hexdigest()
 
     @property
     def causal(self) -> bool:
@@ -72,7 +82,14 @@ class World:
         model.load_state_dict(weights, strict=True)
         codec = LinearCodec.load(path / "codec.safetensors")
         keys = Keys(tuple(document["keys"]))
-        return World(model.eval().requires_grad_(False), codec, Names(tuple(document["prompts"])), keys, recipe)
+        return World(
+            model.eval().requires_grad_(False),
+            codec,
+            Names(tuple(document["prompts"])),
+            keys,
+            recipe,
+            document.get("starts", {}),
+        )
 
     def cond(self, prompts: Sequence[str | None], actions: Sequence[Sequence[str | int]] | None, frames: int) -> Cond:
         """Conditions of `frames` frames for each prompt (None: no prompt).

@@ -26,3 +26,8 @@ def read(kind: type[Kind], args: Sequence[str], command: str, default: Kind | No
 def read_known(kind: type[Kind], args: Sequence[str], command: str) -> tuple[Kind, list[str]]:
     """The same, with the arguments that `kind` does not know handed back."""
     return tyro.cli(kind, args=list(args), prog=f"forcing {command}", config=_STYLE, return_unknown_args=True)
+
+
+def shown(metavar: str, name: str | None = None) -> object:
+    """Of a field that may be left out: how its value and its option are called, and no "default: None"."""
+    return tyro.conf.arg(name=name, metavar=metavar, help_behavior_hint="")

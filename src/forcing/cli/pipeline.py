@@ -6,12 +6,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 from rich.console import Console
 
 from forcing.cli import setting
-from forcing.cli.options import read
+from forcing.cli.options import read, shown
 from forcing.envs.gym import ROOMS
 from forcing.recipes import find, rooms
 
@@ -24,11 +25,11 @@ class Options:
     """
 
     recording: tyro.conf.Positional[str] = ROOMS  # "rooms", or the folder of a recording (forcing record)
-    run: Path | None = None  # where everything is kept; default runs/NAME
+    run: Annotated[Path | None, shown("DIR")] = None  # where everything is kept; default runs/NAME
     scale: rooms.Scale = "full"  # how much is recorded and how long is trained
     chunk: int = 1  # frames generated together: 1 is frame-wise
     from_scratch: bool = False  # train the base, too, instead of starting from the shipped one
-    only: tuple[str, ...] = ()  # train only these recipes
+    only: Annotated[tuple[str, ...], shown("NAME")] = ()  # train only these recipes
 
 
 def run(args: Sequence[str], console: Console) -> int:

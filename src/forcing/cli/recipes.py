@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from forcing.cli.options import read
+from forcing.cli.options import read, shown
 from forcing.recipe import Recipe, dump
 from forcing.recipes import find, rooms
 
@@ -19,7 +20,7 @@ from forcing.recipes import find, rooms
 class Options:
     """Show the recipes, or one of them as JSON."""
 
-    name: tyro.conf.Positional[str | None] = None  # the recipe to print
+    name: tyro.conf.Positional[Annotated[str | None, shown("NAME")]] = None  # the recipe to print
     scale: rooms.Scale = "full"  # how long its stages train
     chunk: int = 1  # frames generated together
 

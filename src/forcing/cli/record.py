@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 from rich.console import Console
 
 from forcing.cli.bar import Bar
-from forcing.cli.options import read
+from forcing.cli.options import read, shown
 from forcing.data.shards import Recording
 from forcing.envs.gym import Record, record
 
@@ -27,7 +28,7 @@ class Options:
     frames: int  # frames in all
     seed: int = 0  # of the worlds and of the keys
     episode: int = 80  # most steps in an episode
-    size: int | None = None  # shrink frames until the longer side is so many pixels
+    size: Annotated[int | None, shown("PIXELS")] = None  # shrink frames until the longer side is so many pixels
     holdout: float = 0.1  # share of the episodes kept for evaluation
 
 

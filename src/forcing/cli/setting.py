@@ -86,10 +86,29 @@ def shipped() -> dict[str, Path]:
     return {path.parent.name: path.parent for path in sorted(SHIPPED.glob("*/world.json"))}
 
 
+def shipped_base() -> dict[str, Path]:
+    """The one shipped world that runs start from, if there is one; the others are for generating."""
+    return {name: path for name, path in shipped().items() if name == "base"}
+
+
+def where(run: Path) -> Path:
+    """Where the run's recording is, or would be."""
+    about = known(run) or Setting()
+    return run / "recording" if about.recording == ROOMS else Path(about.recording)
+
+
+def recorded(run: Path) -> Path:
+    """Where the run's recording is."""
+    path = where(run)
+    if not (path / MANIFEST).is_file():
+        raise ValueError(f"{run} has no recording in {path}: name one by --recording")
+    return path
+
+
 def recording(run: Path, setting: Setting, console: Console) -> Recording:
     """The run's recording; rooms is recorded now if it is not there."""
     if setting.recording == ROOMS:
-        return kept(RECORDS[setting.scale], run / "recording", console)
+        return kept(RECORDS[setting.scale], where(run), console)
     opened = Recording.open(setting.recording)
     if not opened.episodes("heldout"):
         raise ValueError(f"{opened.path} keeps no episodes for evaluation: record it with --holdout above 0")
@@ -98,7 +117,7 @@ def recording(run: Path, setting: Setting, console: Console) -> Recording:
 
 def pipeline(run: Path, setting: Setting, data: Recording, console: Console, *, from_scratch: bool) -> Pipeline:
     """Every recipe, fitted to what was recorded. The shipped base is where rooms starts, unless from scratch."""
-    base = {} if from_scratch or setting.recording != ROOMS else {k: v for k, v in shipped().items() if k == "base"}
+    base = {} if from_scratch or setting.recording != ROOMS else shipped_base()
     if setting.recording == ROOMS and not base and not from_scratch:
         console.print("no base is shipped with this installation: it is trained here, too")
     recipes = rooms.recipes(facts(data, _codec(run, base, data)), setting.scale, setting.chunk)

@@ -11,7 +11,7 @@ import tyro
 from rich.console import Console
 
 from forcing.cli import setting
-from forcing.cli.options import HELP, read, read_known
+from forcing.cli.options import HELP, read, read_known, shown
 from forcing.recipe import Recipe
 from forcing.recipes import find, rooms
 
@@ -25,9 +25,11 @@ class Where:
     """
 
     run: Path = Path("runs/rooms")  # where the recording and the worlds to start from are
-    recording: str | None = None  # "rooms" or the folder of a recording; default: what the run is about
-    scale: rooms.Scale | None = None  # default: the run's, else full
-    chunk: int | None = None  # frames generated together; default: the run's, else 1
+    recording: Annotated[str | None, shown("DIR")] = (
+        None  # "rooms" or the folder of a recording; default: what the run is about
+    )
+    scale: Annotated[rooms.Scale | None, shown("demo|full")] = None  # default: the run's, else full
+    chunk: Annotated[int | None, shown("N")] = None  # frames generated together; default: the run's, else 1
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ METRICS = (
         "high",
         "share",
         "Given the true frames before it and the key, the share of tiles of the next view that are as they must be, "
-        "counted where the past determines them.",
+        "where the past determines that there is something to see.",
     ),
     Metric(
         "control_frames",
@@ -44,7 +44,7 @@ METRICS = (
         "whole view",
         "high",
         "share",
-        "The same, but a frame counts only if every determined tile of it is right.",
+        "Share of frames in which every determined tile is right, darkness included.",
     ),
     Metric(
         "control_rollout",
@@ -52,8 +52,7 @@ METRICS = (
         "in rollouts",
         "high",
         "share",
-        "Over a long rollout, the share of determined tiles that agree with what the model itself showed before, "
-        "given the keys pressed.",
+        "The same in long rollouts, judged by what the model itself showed before.",
         drift=True,
     ),
     Metric(
@@ -217,7 +216,7 @@ def write(path: Path, document: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     draft.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
-    os.replace(draft, path)
+    draft.replace(path)
     return path
 
 

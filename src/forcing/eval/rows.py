@@ -65,6 +65,8 @@ def candidates(run: Path, measure: Measure, shipped: Mapping[str, Path]) -> list
                 f"{each.name} generates chunks of {each.sampling.chunk} frames: start {measure.start} and clip "
                 f"{measure.clip} must be multiples of it"
             )
+        if not each.causal and each.recipe.frames < measure.clip:
+            raise ValueError(f"{each.name} makes clips of {each.recipe.frames} frames, fewer than clip {measure.clip}")
     return found
 
 

@@ -4,7 +4,7 @@ One rollout for each regime serves every metric. Noise is a function of the seed
 meets the same.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from forcing import flow
 from forcing.backbone import Backbone
 from forcing.cond import Cond
 from forcing.data.order import seeded
+from forcing.eval.measure import Measure
 from forcing.eval.rows import Candidate
 from forcing.eval.scenes import Footage, Scenes
 from forcing.guidance import Guided
@@ -68,20 +69,73 @@ def real(scenes: Scenes, seed: int) -> Samples:
 
 
 def sample(world: World, row: Candidate, scenes: Scenes, seed: int, tick: Tick) -> Samples:
-    """The clips of one row at one seed. A bidirectional model makes its own clips, with keys and without."""
+    """The clips of one row at one seed. A bidirectional model makes clips of its own, with keys and without."""
     player = Player(world, row, seed, tick)
-    nothing = player.free(scenes.nothing, None)
+    clip = scenes.nothing.frames.shape[1]
+    nothing = player.free(scenes.nothing, 0, clip)
     if not row.causal:
-        clip = row.recipe.frames
         return Samples(None, player.told(scenes.told, 0, clip), None, nothing, started=False)
-    start = scenes.free.frames.shape[1]
-    return Samples(
-        player.ahead(scenes.ahead),
-        player.told(scenes.told, start, scenes.told.frames.shape[1]),
-        player.free(scenes.free, scenes.reference.shape[1]),
-        nothing,
-    )
+    start, frames = scenes.free.frames.shape[1], scenes.reference.shape[1]
+    told, free = player.told(scenes.told, start, frames), player.free(scenes.free, start, frames)
+    return Samples(player.ahead(scenes.ahead), told, free, nothing)
 
 
-def effort(row: Candidate, scenes: tuple[int, int, int, int, int, int]) -> int:
-    raise NotImplementedError
+def effort(row: Candidate, measure: Measure) -> int:
+    """Network evaluations of a frame that `sample` costs."""
+    if not row.causal:
+        return (measure.told + measure.nothing) * row.recipe.frames * row.passes
+    guided = 1 if row.sampling.guidance == 1 else 2
+    ahead = measure.ahead * 2 * measure.clip * len(row.sampling.plan.rest) * guided
+    rolled = (measure.told + measure.free) * measure.frames + measure.nothing * measure.clip
+    return ahead + rolled * row.passes
+
+
+@dataclass(frozen=True)
+class Player:
+    """Plays one row at one seed."""
+
+    world: World
+    row: Candidate
+    seed: int
+    tick: Tick = lambda _: None
+
+    def told(self, footage: Footage, start: int, frames: int) -> np.ndarray:
+        """`frames` frames after the first `start` of `footage`, with the keys that it records."""
+        return self._roll("told", footage, footage.led, start, frames)
+
+    def free(self, footage: Footage, start: int, frames: int) -> np.ndarray:
+        """`frames` frames after the first `start` of `footage`, or from nothing; no key is told."""
+        untold = np.full((len(footage), start + frames), -1)
+        return self._roll("free" if start else "nothing", footage, untold, start, frames)
+
+    @torch.no_grad()
+    def ahead(self, footage: Footage) -> np.ndarray:
+        """Every frame of `footage` given the true frames before it and its key."""
+        how, rng = self.row.sampling, seeded(self.seed, "eval", "ahead")
+        clean = self.world.codec.encode(footage.frames)
+        cond = self.world.cond(footage.prompts, footage.led.tolist(), clean.shape[1])
+        model = GivenClean(Guided(self.world.model, how.guidance), clean, how.chunk)
+        noise = flow.randn(tuple(clean.shape), rng)
+        made = denoise(model, noise, cond, full(clean.shape[1]), how.plan.rest, rng, fresh=how.plan.fresh)
+        guided = 1 if how.guidance == 1 else 2
+        self.tick(len(footage) * 2 * clean.shape[1] * len(how.plan.rest) * guided)
+        return self.world.codec.decode(made)
+
+    def _roll(self, regime: str, footage: Footage, led: np.ndarray, start: int, frames: int) -> np.ndarray:
+        how, clips = self.row.sampling, len(footage)
+        # a bidirectional model makes whole clips, of which only `frames` may be wanted
+        whole = start + -(-frames // how.chunk) * how.chunk
+        cond = self.world.cond(footage.prompts, _padded(led, whole).tolist(), whole)
+        begun = (self.world.codec.encode(footage.frames[:, :start]), cond.frames(0, start)) if start else None
+        conds = cond.frames(start, whole).chunks(whole - start, how.chunk)
+        rng = seeded(self.seed, "eval", regime)
+        made = []
+        for chunk in self.world.stream(conds, clips, rng, sampling=how, start=begun):
+            made.append(self.world.codec.decode(chunk))
+            self.tick(clips * how.chunk * self.row.passes)
+        return np.concatenate(made, 1)[:, :frames]
+
+
+def _padded(led: np.ndarray, frames: int) -> np.ndarray:
+    missing = max(0, frames - led.shape[1])
+    return np.pad(led[:, :frames], [(0, 0), (0, missing)], constant_values=-1)

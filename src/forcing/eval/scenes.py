@@ -104,7 +104,7 @@ def gather(recording: Recording, measure: Measure) -> Scenes:
 
 
 def fork(origins: Sequence[Origin], frames: int, seed: int, hold: float) -> np.ndarray:
-    """What the world shows when a player wanders on from `origins`: uint8 [N, frames, H, W, 3]; keys drawn by `seed`."""
+    """What the world shows when a player wanders on from `origins`, keys drawn by `seed`: uint8 [N, frames, H, W, 3]."""
     worlds = {prompt: rooms.Rooms(prompt) for prompt in sorted({origin.prompt for origin in origins})}
     clips = []
     for number, origin in enumerate(origins):

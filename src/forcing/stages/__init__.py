@@ -38,7 +38,7 @@ LossFn = Callable[[Models, Batch, torch.Generator], Loss]
 
 @dataclass(frozen=True)
 class Update:
-    """One optimizer step of `role`: the sum of its losses, taken every `every` steps."""
+    """One optimizer step of `role`: the sum of its losses, taken in the last of every `every` steps."""
 
     role: str
     losses: tuple[LossFn, ...]

@@ -38,7 +38,7 @@ class DMD:
     roles: ClassVar[Sequence[str]] = ("student", "critic", "teacher")
 
     def updates(self) -> Sequence[Update]:
-        # the critic first: the student's first step should already be told about its own distribution
+        # the critic first: by the student's first step it should know something of the student's distribution
         return [
             Update("critic", (self.critic_loss,)),
             Update("student", (self.student_loss,), every=self.critic_updates),

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from forcing.recipe import Recipe, differences, dump, parse
 from forcing.train.state import State
 
 FORMAT = 1
@@ -19,7 +20,7 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used, with its path and the reason."""
 
 
-def save(state: State, recipe: dict[str, Any], folder: Path, keep: int) -> Path:
+def save(state: State, recipe: Recipe, folder: Path, keep: int) -> Path:
     """Write `folder`/step-N and remove all but the newest `keep`. Frozen models are not written: they have a source."""
     folder.mkdir(parents=True, exist_ok=True)
     for stray in folder.glob(".*.tmp"):
@@ -34,7 +35,7 @@ def save(state: State, recipe: dict[str, Any], folder: Path, keep: int) -> Path:
         "format": FORMAT,
         "step": state.step,
         "torch": torch.__version__,
-        "recipe": recipe,
+        "recipe": dump(recipe),
         "optimizers": scalars,
     }
     (draft / "state.json").write_text(json.dumps(document, indent=1))
@@ -52,7 +53,7 @@ def latest(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def load(state: State, path: Path, recipe: dict[str, Any]) -> None:
+def load(state: State, path: Path, recipe: Recipe) -> None:
     """Put the checkpoint at `path` into `state`. It must have been made by the same recipe."""
     try:
         document = json.loads((path / "state.json").read_text())
@@ -62,8 +63,8 @@ def load(state: State, path: Path, recipe: dict[str, Any]) -> None:
         raise CheckpointError(f"{path} cannot be read ({error}); delete it to continue from the one before") from error
     if document["format"] != FORMAT:
         raise CheckpointError(f"{path} has format {document['format']}, this version reads {FORMAT}")
-    if document["recipe"] != recipe:
-        different = sorted(key for key in recipe if document["recipe"].get(key) != recipe[key])
+    different = differences(parse(Recipe, document["recipe"]), recipe)
+    if different:
         raise CheckpointError(
             f"{path} was made by a different recipe (differs in: {', '.join(different)}); use another run folder, "
             "or delete this one to start again"

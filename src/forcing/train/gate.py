@@ -7,7 +7,7 @@ import torch
 
 from forcing.data.order import seeded
 from forcing.eval.distribution import Features, frechet
-from forcing.recipe import Sampling
+from forcing.recipe import Gate, Sampling
 from forcing.train.run import Material, gauge
 from forcing.world import World
 
@@ -44,14 +44,14 @@ def judge(world: World, before: World, data: Material) -> Verdict:
     return Verdict(control[0], control[1], quality[0], quality[1])
 
 
-def check(world: World, verdict: Verdict) -> None:
+def check(name: str, start: str, gate: Gate, verdict: Verdict) -> None:
     """GateClosed, with what was measured and what is allowed, if the verdict fails the recipe's gate."""
-    gate, name = world.recipe.gate, world.recipe.name
-    start = world.recipe.roles["student"].start
-    if gate.control is not None and verdict.control < gate.control * verdict.control_before:
+    # a deaf model's gauge is 1, so what may shrink is what exceeds it
+    if gate.control is not None and verdict.control - 1 < gate.control * (verdict.control_before - 1):
         raise GateClosed(
-            f"{name} listens less than it may: controllability gauge {verdict.control:.2f}, at least {gate.control} x "
-            f"that of {start} ({verdict.control_before:.2f}) is asked. Train it longer or at a lower learning rate."
+            f"{name} listens less than it may: controllability gauge {verdict.control:.2f}, where 1 is deaf; it must keep "
+            f"{gate.control:.0%} of what {start} has above that ({verdict.control_before:.2f}). Train it longer or at a "
+            "lower learning rate."
         )
     if gate.quality is not None and not verdict.quality <= gate.quality * verdict.quality_before:
         raise GateClosed(

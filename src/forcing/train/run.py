@@ -14,7 +14,7 @@ from forcing.codecs.linear import LinearCodec
 from forcing.data.clips import Clips, Sampler
 from forcing.data.order import seeded
 from forcing.data.shards import Recording
-from forcing.recipe import Recipe, dump
+from forcing.recipe import Recipe
 from forcing.stages.diffusion import Bidirectional
 from forcing.text.names import Names
 from forcing.train import checkpoint
@@ -58,7 +58,7 @@ def train(recipe: Recipe, folder: Path, starts: Mapping[str, World], data: Mater
     state = _begin(recipe, starts)
     path = checkpoint.latest(folder / "checkpoints")
     if path is not None:
-        checkpoint.load(state, path, dump(recipe))
+        checkpoint.load(state, path, recipe)
         console.print(f"{recipe.name}: continuing from step {state.step} of {recipe.steps}", highlight=False)
     journal = Journal(folder / "metrics.jsonl", state.step)
     sampler = Sampler(data.train, recipe.batch, recipe.seed, recipe.withhold)
@@ -80,7 +80,7 @@ def train(recipe: Recipe, folder: Path, starts: Mapping[str, World], data: Mater
             f"{folder}; run the same command to continue"
         )
     world = World(state.product().eval().requires_grad_(False), data.codec, data.text, data.keys, recipe)
-    world.save(folder / "world")
+    world.save(folder / "world", {"starts": {name: start.digest for name, start in starts.items()}})
     return world
 
 
@@ -122,7 +122,7 @@ def _after_step(
                 state.step, "  ".join(f"{name} {value:.3g}" for name, value in values.items() if "norm" not in name)
             )
         if state.step % recipe.save == 0 or done or interrupt.asked:
-            checkpoint.save(state, dump(recipe), folder / "checkpoints", recipe.keep)
+            checkpoint.save(state, recipe, folder / "checkpoints", recipe.keep)
         return interrupt.asked is None
 
     return after

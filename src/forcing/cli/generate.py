@@ -1,0 +1,225 @@
+"""`forcing generate`: clips from prompts and keys, written while they are made."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import tyro
+from rich.console import Console
+from safetensors import SafetensorError
+
+from forcing import flow, media
+from forcing.cli import script, take
+from forcing.cli.bar import Bar
+from forcing.cli.options import read, shown
+from forcing.cli.setting import shipped
+from forcing.cli.take import Take
+from forcing.recipe import Recipe, Sampling
+from forcing.rollout import Plan
+from forcing.world import World
+
+FRAMES = 64
+FAVOURITES = ("dmd-2step", "dmd-4step", "dmd-1step", "cd", "ar", "base")
+MOST_STEPS = 1000
+FIRST = 4  # steps of a frame that nothing precedes, where the others take fewer
+
+Append = tyro.conf.UseAppendAction
+
+
+@dataclass(frozen=True)
+class Options:
+    """Generate clips and, beside them, a JSON file from which --from makes them again.
+
+    Several --prompt make several clips. Keys are told by --actions or --policy; without them, the world imagines
+    where it goes (--free).
+    """
+
+    world: Annotated[Path | None, shown("DIR")] = None  # a world's folder; default: one that is shipped
+    run: Annotated[Path | None, shown("DIR")] = None  # or the run folder that it was trained in
+    recipe: Annotated[str | None, shown("NAME")] = None  # which world of the run, or of the shipped ones
+    prompt: Append[Annotated[tuple[str, ...], shown("PROMPT")]] = ()  # "" for none; default: the world's first
+    at: Append[Annotated[tuple[tuple[int, str], ...], shown("FRAME PROMPT")]] = ()  # from this frame on, another prompt
+    actions: Annotated[str | None, shown("SCRIPT")] = None  # keys, such as "forward*3,left", repeated to the end
+    policy: Annotated[Literal["random"] | None, shown("random")] = None  # random keys, each held for a while
+    free: bool = False  # no keys
+    frames: Annotated[int | None, shown("N")] = None  # default: one for each key of the script and one more, or 64
+    steps: Annotated[int | None, shown("N")] = None  # sampling steps a frame; default: the recipe's
+    seed: int = 0  # of the noise and of random keys
+    start: Append[Annotated[tuple[Path, ...], shown("IMAGE")]] = ()  # the first frame, to go on from
+    out: Annotated[Path | None, shown("FILE")] = None  # .mp4, .gif or .png (a sheet); default: a new name in clips/
+    fps: Annotated[float | None, shown("N")] = None  # frames a second in the file (8)
+    scale: Annotated[int | None, shown("N")] = None  # pixels a side in the file for each of the world (6)
+    show_keys: bool = False  # draw the keys into the clip
+    again: Annotated[Path | None, shown("FILE.json", name="from")] = None  # make the clips of this JSON file again
+
+
+@dataclass(frozen=True)
+class Look:
+    """How clips are written: what does not change what the world shows."""
+
+    fps: float = 8
+    scale: int = 6
+    show_keys: bool = False
+    suffix: str = ".mp4"
+
+
+def run(args: Sequence[str], console: Console) -> int:
+    """Generate, and say where the clips are."""
+    options = read(Options, args, "generate")
+    if options.again is not None:
+        world, home, wanted, look = _again(options, options.again)
+    else:
+        home = _home(options)
+        world, look = _load(home), _look(options, Look())
+        wanted = _take(options, world)
+    wanted.check(world)
+    for prompt in [*wanted.prompts, *(prompt for _, prompt in wanted.switches)]:
+        world.cond([prompt], None, 1)
+    if look.show_keys and wanted.actions is None:
+        raise ValueError("--show-keys without keys: tell some by --actions or --policy random")
+    single = _out(options, world, wanted, look)
+    paths = _numbered(single, len(wanted.prompts))
+    for path in paths:
+        media.check(path, fps=look.fps, scale=look.scale)
+    _make(wanted, world, paths, look, console)
+    beside = single.with_name(single.name + ".json")
+    take.write(beside, wanted, world, home, asdict(look) | {"files": [path.name for path in paths]})
+    console.print(f"wrote {', '.join(map(str, paths))}; the same again: forcing generate --from {beside}")
+    return 0
+
+
+def _take(options: Options, world: World) -> Take:
+    told = [name for name in ("actions", "policy", "free") if getattr(options, name)]
+    if len(told) > 1:
+        raise ValueError(
+            f"--{' and --'.join(told)} exclude each other: keys come from a script, at random, or not at all"
+        )
+    how = _sampling(world.recipe, options.steps)
+    start = tuple(take.pack(take.first_frame(path, world.codec.config.frame)) for path in options.start)
+    prompts = tuple(prompt or None for prompt in options.prompt or world.text.prompts[:1])
+    blind = max(1, len(start))  # nothing is known of the keys that led to these
+    pressed = script.read(options.actions, world.keys) if options.actions else None
+    frames = options.frames or _frames(world, blind + len(pressed) if pressed else FRAMES, how.chunk)
+    actions = None
+    if pressed:
+        actions = ((-1,) * blind + script.lasting(pressed, frames - blind),) * len(prompts)
+    elif options.policy:
+        walks = (script.wander(world.keys, frames - blind, options.seed, clip) for clip in range(len(prompts)))
+        actions = tuple((-1,) * blind + walk for walk in walks)
+    return Take(prompts, frames, options.seed, how, options.at, actions, start)
+
+
+def _frames(world: World, wanted: int, chunk: int) -> int:
+    return -(-wanted // chunk) * chunk if world.causal else chunk
+
+
+def _sampling(recipe: Recipe, steps: int | None) -> Sampling:
+    # Distilled worlds renoise after every step, others move along the ODE; both on the recipe's own grid.
+    own = recipe.sampling
+    if steps is None or steps == len(own.plan.rest):
+        return own
+    if not 1 <= steps <= MOST_STEPS:
+        raise ValueError(f"steps is {steps}: it must be a whole number from 1 to {MOST_STEPS}")
+    levels = [tuple(flow.grid(n, recipe.stage.shift)[:-1].tolist()) for n in (steps, max(steps, FIRST))]
+    return replace(own, plan=Plan(levels[0], None if steps >= FIRST else levels[1], own.plan.fresh))
+
+
+def _look(options: Options, before: Look) -> Look:
+    given = {name: value for name in ("fps", "scale") if (value := getattr(options, name)) is not None}
+    return replace(before, **given, show_keys=options.show_keys or before.show_keys)
+
+
+def _again(options: Options, path: Path) -> tuple[World, Path, Take, Look]:
+    kept = ("again", "world", "out", "fps", "scale", "show_keys")
+    extra = [f.name for f in fields(Options) if f.name not in kept and getattr(options, f.name) != f.default]
+    if extra:
+        raise ValueError(
+            f"--from makes the clip again as it was: --{', --'.join(extra)} cannot be given with it "
+            "(--world, --out, --fps, --scale and --show-keys can)"
+        )
+    wanted, look, made_by = take.read(path)
+    home = options.world or Path(made_by["path"])
+    world = _load(home)
+    if take.weights(home) != made_by["weights"]:
+        raise ValueError(f"{home} is not the world that made {path}: its weights differ; give the right one by --world")
+    files = look.pop("files")
+    return world, home, wanted, _look(options, replace(Look(**look), suffix=Path(files[0]).suffix))
+
+
+def _home(options: Options) -> Path:
+    if options.world is not None:
+        if options.run is not None or options.recipe is not None:
+            raise ValueError("--world is one world's folder: --run and --recipe cannot be given with it")
+        return options.world
+    if options.run is not None:
+        found = {path.parent.parent.name: path.parent for path in sorted(options.run.glob("*/world/world.json"))}
+        where = f"{options.run}"
+    else:
+        found, where = shipped(), "this installation"
+    if not found:
+        raise ValueError(f"{where} holds no trained worlds: give --world DIR or --run DIR (forcing demo trains some)")
+    name = options.recipe or next((name for name in FAVOURITES if name in found), next(iter(found)))
+    if name not in found:
+        raise ValueError(f"{where} holds no world of recipe {name!r}; it has {', '.join(found)}")
+    return found[name]
+
+
+def _load(home: Path) -> World:
+    try:
+        return World.load(home)
+    except (SafetensorError, json.JSONDecodeError, KeyError) as damage:
+        raise ValueError(f"the world in {home} is damaged ({type(damage).__name__}: {damage})") from damage
+
+
+def _out(options: Options, world: World, wanted: Take, look: Look) -> Path:
+    if options.out is not None:
+        return options.out
+    folder = (options.run or Path()) / "clips"
+    prompt = re.sub(r"[^a-z0-9]+", "-", (wanted.prompts[0] or "no prompt").lower()).strip("-")
+    stem = f"{world.recipe.name}-{prompt}-{wanted.seed}"
+    for n in itertools.count(1):
+        path = folder / f"{stem}{f'-take{n}' if n > 1 else ''}{look.suffix}"
+        if not any(each.exists() for each in (path, path.with_name(path.name + ".json"), *_numbered(path, 2))):
+            return path
+    raise AssertionError
+
+
+def _numbered(path: Path, count: int) -> list[Path]:
+    return [path] if count == 1 else [path.with_stem(f"{path.stem}-{n}") for n in range(1, count + 1)]
+
+
+def _make(wanted: Take, world: World, paths: Sequence[Path], look: Look, console: Console) -> None:
+    began, first, done = time.monotonic(), 0.0, 0
+    with Bar("generating", "frames", console) as bar, ExitStack() as closing:
+        scale = 1 if look.show_keys else look.scale
+        writers = [closing.enter_context(media.writer(path, fps=look.fps, scale=scale)) for path in paths]
+        for frames in wanted.stream(world):
+            for clip, out in enumerate(writers):
+                out.add(_drawn(frames[clip], wanted, clip, done, look, world.keys.names))
+            done += frames.shape[1]
+            now = time.monotonic() - began
+            first = first or now
+            bar.show(done, wanted.frames, f"{done / now:.1f} frames/s")
+    took = time.monotonic() - began
+    clips = f"{len(paths)} clips of " if len(paths) > 1 else ""
+    rate = f"{len(paths) * done / took:.1f} frames/s"
+    console.print(
+        f"{world.recipe.name}: {clips}{done} frames in {took:.1f} s ({rate}, the first after {1000 * first:.0f} ms)"
+    )
+
+
+def _drawn(frames: np.ndarray, wanted: Take, clip: int, first: int, look: Look, names: Sequence[str]) -> np.ndarray:
+    if not look.show_keys or wanted.actions is None:
+        return frames
+    led = wanted.actions[clip][first : first + len(frames)]
+    large = media.enlarge(frames, look.scale)
+    return np.stack([media.with_key(f, names[key]) if key >= 0 else f for f, key in zip(large, led, strict=True)])
