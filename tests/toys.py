@@ -4,6 +4,7 @@ As a script, `python toys.py FOLDER NAME STEPS SAVE SECONDS` trains a recipe slo
 """
 
 import io
+import json
 import os
 import sys
 import time
@@ -183,8 +184,14 @@ def silent() -> Console:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files below `folder`."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    """All files below `folder`; safetensors write their metadata in any order, so theirs is sorted."""
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: _sorted(data) if name.endswith(".safetensors") else data for name, data in files.items()}
+
+
+def _sorted(data: bytes) -> bytes:
+    end = 8 + int.from_bytes(data[:8], "little")
+    return json.dumps(json.loads(data[8:end]), sort_keys=True).encode() + data[end:]
 
 
 def _slow_training(folder: Path, name: str, steps: int, save: int, seconds: float) -> None:

@@ -10,7 +10,7 @@ import os
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -23,30 +23,21 @@ _INK, _SHADE = (255, 255, 255), (0, 0, 0)
 _HEADINGS = {"left": (-1, 0), "right": (1, 0), "forward": (0, -1), "up": (0, -1), "back": (0, 1), "down": (0, 1)}
 
 
-class Writer(Protocol):
-    """Takes frames and, when its `with` block ends without an error, leaves a file."""
-
-    def __enter__(self) -> Writer: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-    def add(self, frames: np.ndarray) -> None: ...
-
-
-def save(path: Path, clip: np.ndarray, *, fps: float = 8, scale: int = 1) -> Path:
+def save(path: Path, clip: np.ndarray, *, fps: float = 8.0, scale: int = 1) -> Path:
     """Write a clip in the format that the name of `path` ends in."""
     with writer(path, fps=fps, scale=scale) as out:
         out.add(clip)
     return path
 
 
-def writer(path: Path, *, fps: float = 8, scale: int = 1) -> Writer:
-    """A writer of the format that the name of `path` ends in; each pixel becomes `scale` x `scale`."""
+def writer(path: Path, *, fps: float = 8.0, scale: int = 1) -> Film | Whole:
+    """What writes the format that the name of `path` ends in: `add` frames within its `with` block.
+
+    The file appears when the block ends without an error. Each pixel becomes `scale` x `scale`.
+    """
     check(path, fps=fps, scale=scale)
     if path.suffix.lower() == ".mp4":
-        return Mp4(path, fps, scale)
+        return Film(path, fps, scale)
     return Whole(path, fps, scale)
 
 
@@ -88,7 +79,7 @@ def png(image: np.ndarray) -> bytes:
     return out.getvalue()
 
 
-def gif(clip: np.ndarray, fps: float = 8, scale: int = 1) -> bytes:
+def gif(clip: np.ndarray, fps: float = 8.0, scale: int = 1) -> bytes:
     """A looping GIF file. Its colours are exact where the clip has at most 256 of them, else the nearest of 256."""
     _clip(clip)
     palette, numbers = _palette(clip)
@@ -166,7 +157,7 @@ class Whole:
         self._pieces.append(_clip(frames).copy())
 
 
-class Mp4:
+class Film:
     """H.264 through PyAV (MPEG-4 where it was built without), encoded while frames come in."""
 
     def __init__(self, path: Path, fps: float, scale: int) -> None:
@@ -175,7 +166,7 @@ class Mp4:
         self._file: Any = None
         self._stream: Any = None
 
-    def __enter__(self) -> Mp4:
+    def __enter__(self) -> Film:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self._av.open(str(self._draft), "w", format="mp4")
         return self
@@ -183,13 +174,13 @@ class Mp4:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        whole = kind is None and self._stream is not None
         try:
-            if kind is None and self._stream is not None:
+            if whole:
                 self._file.mux(self._stream.encode())
-                self._file.close()
+            self._file.close()
+            if whole:
                 os.replace(self._draft, self.path)
-            elif self._stream is not None:
-                self._file.close()
         finally:
             self._draft.unlink(missing_ok=True)
 
@@ -207,11 +198,13 @@ class Mp4:
     def _open(self, width: int, height: int) -> Any:
         rate = Fraction(self.fps).limit_denominator(1000)
         if "libx264" in self._av.codecs_available:
-            stream = self._file.add_stream("libx264", rate=rate, options={"crf": "12", "preset": "medium"})
+            # zerolatency: each frame is encoded when it comes. It also makes the bytes a function of the frames:
+            # x264's lookahead, where two encoders run in one process, is not reproducible.
+            stream = self._file.add_stream("libx264", rate=rate, options={"crf": "12", "tune": "zerolatency"})
         else:
             stream = self._file.add_stream("mpeg4", rate=rate, options={"qscale": "2"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.codec_context.thread_count = 1  # the same frames give the same bytes, whatever the machine
+        stream.codec_context.thread_count = 1  # the bytes should not depend on the number of cores either
         return stream
 
 

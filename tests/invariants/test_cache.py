@@ -60,15 +60,32 @@ def test_a_windowed_cache_is_dense_attention_over_the_kept_frames(double, chunk,
 @torch.no_grad()
 def test_a_snapshot_stays_as_it_was():
     model = wild()
-    cache, cond = model.cache(1, window=3, sink=1), told(1, 1)
+    cache = model.cache(1, window=4, sink=1)
     for f in range(3):
-        remember(model, normal(1, 1, *SIZE, seed=f), cond, cache)
-    past = cache.past(1)
+        remember(model, normal(1, 1, *SIZE, seed=f), told(1, 1), cache)
+    past = cache.past(1)  # evicts nothing, so it holds the very tensors that the next lines evict from and add to
     before = [tensor.clone() for tensor in (*past.keys, *past.values)]
-    for f in range(4):
-        remember(model, normal(1, 1, *SIZE, seed=9 + f), cond, cache)
+    for frames in (2, 1, 3, 1):
+        remember(model, normal(1, frames, *SIZE, seed=9 + frames), told(1, frames), cache)
     assert all(torch.equal(a, b) for a, b in zip(before, (*past.keys, *past.values), strict=True))
-    assert past.held == 2 and past.end == 3 and cache.end == 7
+    assert past.held == 3 and past.end == 3 and cache.end == 10
+
+
+def test_a_recomputed_block_sees_the_snapshot_of_its_forward(double):
+    def gradients(*, checkpoint):
+        model, x, cond = wild(checkpoint=checkpoint), normal(1, 1, *SIZE, seed=5), told(1, 1)
+        cache = model.cache(1, window=4, sink=1)
+        with torch.no_grad():
+            for f in range(3):
+                remember(model, normal(1, 1, *SIZE, seed=f), told(1, 1), cache)
+        out = model(x, torch.ones(1, 1), cond, after(cache.past(1), 1))
+        with torch.no_grad():
+            remember(model, normal(1, 3, *SIZE), told(1, 3), cache)  # evicts two of the frames that `out` has seen
+        return torch.autograd.grad(out.square().sum(), model.parameters())
+
+    pairs = list(zip(gradients(checkpoint=False), gradients(checkpoint=True), strict=True))
+    assert all(torch.allclose(plain, recomputed, rtol=1e-9, atol=1e-9) for plain, recomputed in pairs)
+    assert sum(plain.abs().sum() for plain, _ in pairs) > 1
 
 
 @torch.no_grad()

@@ -1,5 +1,7 @@
 """Clips: which action leads to which frame, and how often a clip goes without."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -39,8 +41,6 @@ def test_every_window_of_every_episode_is_a_clip(data):
 
 
 def test_an_action_that_is_not_known_is_not_told(data):
-    from dataclasses import replace
-
     odd = episode(0, 12, "train")
     odd = replace(odd, actions=np.where(np.arange(12) == 1, -1, odd.actions))
     clips = Clips([odd], data.codec, PROMPTS, len(KEYS), frames=12)

@@ -19,7 +19,9 @@ def test_velocity_is_the_derivative_of_mix(sample):
     x0, eps, sigma = sample
     x, v, step = flow.mix(x0, eps, sigma), flow.velocity(x0, eps), 1e-3
     assert torch.allclose((flow.mix(x0, eps, sigma + step) - x) / step, v, rtol=0, atol=1e-9)
-    assert torch.equal(flow.mix(x0, eps, torch.zeros(2, 5)), x0) and torch.equal(flow.mix(x0, eps, torch.ones(2, 5)), eps)
+    assert torch.equal(flow.mix(x0, eps, torch.zeros(2, 5)), x0) and torch.equal(
+        flow.mix(x0, eps, torch.ones(2, 5)), eps
+    )
 
 
 def test_the_true_velocity_leads_back(sample):

@@ -7,7 +7,7 @@ from toys import SIZE, Spy, normal, rng, told, uniform, wild
 from forcing import flow
 from forcing.cond import Cond
 from forcing.guidance import Guided, guide
-from forcing.layout import after, full
+from forcing.layout import Cache, after, full
 from forcing.rollout import Plan, remember, rollout
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -65,6 +65,19 @@ def test_a_guided_rollout_is_two_rollouts_combined_by_hand():
         assert torch.allclose(chunk, x, rtol=0, atol=1e-9)
         remember(model, x, cond, told_cache)
         remember(model, x, null, null_cache)
+
+
+def test_a_guided_cache_holds_both_halves():
+    class Asked:
+        def __call__(self, x, sigma, cond, layout):
+            return x
+
+        def cache(self, batch, *, window, sink=0):
+            return Cache(batch, window=window, sink=sink)
+
+    for scale, layers in ((3.0, 8), (1.0, 4)):
+        cache = Guided(Asked(), scale).cache(4, window=5, sink=2)
+        assert (len(cache.keys), cache.window, cache.sink) == (layers, 5, 2)
 
 
 def test_conditions_side_by_side_must_tell_the_same():

@@ -24,7 +24,9 @@ def test_frames_of_few_tiles_come_back_exactly(height, width, multiple):
     latents = codec.encode(video[None])
     assert (codec.decode(latents)[0] == video).all()
     assert latents.shape[2:] == codec.config.latents and not any(side % multiple for side in latents.shape[3:])
-    kinds = len(PALETTE) + (multiple > 1 and (height % multiple > 0 or width % multiple > 0))  # and the black of padding
+    kinds = len(PALETTE) + (
+        multiple > 1 and (height % multiple > 0 or width % multiple > 0)
+    )  # and the black of padding
     assert codec.config.channels <= kinds - 1 and latents.dtype == torch.float32
     assert 0.3 < latents.square().mean().sqrt() < 3
 

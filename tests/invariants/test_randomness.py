@@ -1,4 +1,4 @@
-"""House rule: every random number comes from a generator that someone passed, so that a step is a function of its seed."""
+"""House rule: every random number comes from a generator that someone passed: a step is a function of its seed."""
 
 import ast
 from pathlib import Path
@@ -87,7 +87,9 @@ def test_the_rule_allows(line):
 def test_nothing_draws_from_a_global_generator():
     files = sorted(SOURCE.rglob("*.py"))
     assert len(files) > 30
-    found = [f"{path.relative_to(SOURCE)}:{line}: {what}" for path in files for line, what in offences(path.read_text())]
+    found = [
+        f"{path.relative_to(SOURCE)}:{line}: {what}" for path in files for line, what in offences(path.read_text())
+    ]
     assert not found
 
 

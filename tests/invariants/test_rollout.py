@@ -41,6 +41,7 @@ def test_an_ode_plan_on_a_linear_field_is_euler_exactly(double, steps):
     model, plan = Formula(lambda x, sigma, cond: rate * x), Plan.ode(steps, 3.0)
     made = run(model, [Cond()] * 3, plan)
     levels, draw = [*plan.rest, 0.0], rng()
+    assert levels == flow.grid(steps, 3.0).tolist()
     growth = math.prod(1 + rate * (b - a) for a, b in zip(levels[:-1], levels[1:], strict=True))
     for chunk in made:  # one draw of noise a chunk, and no other
         assert torch.allclose(chunk, growth * flow.randn((2, 1, *SIZE), draw), rtol=0, atol=1e-12)
@@ -218,4 +219,3 @@ def test_a_world_streams_lazily_and_leaves_gradients_on_for_its_caller():
     offline = world.stream(conds, 1, rng())
     again = list(world.stream(iter(conds), 1, rng()))
     assert all(torch.equal(a, b) for a, b in zip(offline, again, strict=True))
-

@@ -44,7 +44,9 @@ def test_every_input_of_that_pass_is_heard():
     others = {
         "own frame": given_clean(model, x + 0.1, sigma, clean, cond, 1),
         "own level": given_clean(model, x, sigma * 0.9, clean, cond, 1),
-        "clean past": given_clean(model, x, sigma, clean + 0.1 * (torch.arange(FRAMES) == 2)[:, None, None, None], cond, 1),
+        "clean past": given_clean(
+            model, x, sigma, clean + 0.1 * (torch.arange(FRAMES) == 2)[:, None, None, None], cond, 1
+        ),
         "conditions": given_clean(model, x, sigma, clean, told(2, FRAMES, seed=9), 1),
         "chunk": given_clean(model, x, sigma, clean, cond, 2),
     }

@@ -66,7 +66,7 @@ def test_other_things_that_are_no_world(world, tmp_path):
     with pytest.raises(ValueError, match="format 99, this version reads 1"):
         World.load(tmp_path / "w")
     path.write_text(json.dumps(document | {"recipe": document["recipe"] | {"colour": "red"}}))
-    with pytest.raises(ValueError, match="has no .*colour"):
+    with pytest.raises(ValueError, match=r"has no .*colour"):
         World.load(tmp_path / "w")
 
 

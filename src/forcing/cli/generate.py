@@ -66,7 +66,7 @@ class Options:
 class Look:
     """How clips are written: what does not change what the world shows."""
 
-    fps: float = 8
+    fps: float = 8.0
     scale: int = 6
     show_keys: bool = False
     suffix: str = ".mp4"
@@ -98,7 +98,7 @@ def run(args: Sequence[str], console: Console) -> int:
 
 
 def _take(options: Options, world: World) -> Take:
-    told = [name for name in ("actions", "policy", "free") if getattr(options, name)]
+    told = [name for name in ("actions", "policy", "free") if getattr(options, name) not in (None, False)]
     if len(told) > 1:
         raise ValueError(
             f"--{' and --'.join(told)} exclude each other: keys come from a script, at random, or not at all"
@@ -107,8 +107,10 @@ def _take(options: Options, world: World) -> Take:
     start = tuple(take.pack(take.first_frame(path, world.codec.config.frame)) for path in options.start)
     prompts = tuple(prompt or None for prompt in options.prompt or world.text.prompts[:1])
     blind = max(1, len(start))  # nothing is known of the keys that led to these
-    pressed = script.read(options.actions, world.keys) if options.actions else None
-    frames = options.frames or _frames(world, blind + len(pressed) if pressed else FRAMES, how.chunk)
+    pressed = script.read(options.actions, world.keys) if options.actions is not None else None
+    frames = options.frames
+    if frames is None:
+        frames = _frames(world, blind + len(pressed) if pressed else FRAMES, how.chunk)
     actions = None
     if pressed:
         actions = ((-1,) * blind + script.lasting(pressed, frames - blind),) * len(prompts)

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from forcing.cli.bar import Bar
 from forcing.cli.options import read, shown
-from forcing.data.shards import Recording
+from forcing.data.shards import MANIFEST, Recording
 from forcing.envs.gym import Record, record
 
 
@@ -44,10 +44,10 @@ def run(args: Sequence[str], console: Console) -> int:
 
 def kept(spec: Record, out: Path, console: Console) -> Recording:
     """The recording of `spec` in `out`, made now or there already, described on the console."""
-    there = out.exists()
+    there = (out / MANIFEST).is_file()
     with Bar(f"recording {spec.env}", "frames", console) as bar:
         recording = Recording.open(record(spec, out, bar.show))
-    console.print(f"{describe(recording)}{', there already' if there else ''}")
+    console.print(f"{describe(recording)}{'; recorded before' if there else ''}")
     return recording
 
 

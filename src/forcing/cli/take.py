@@ -60,9 +60,9 @@ class Take:
             )
         for frame, _ in self.switches:
             if not len(self.start) < frame < self.frames or frame % chunk:
+                every = "" if chunk == 1 else f", at multiples of {chunk}"
                 raise ValueError(
-                    f"--at {frame}: the prompt can change at a multiple of {chunk} above {len(self.start)} and below "
-                    f"{self.frames}"
+                    f"--at {frame}: the prompt can change after frame {len(self.start)} and before {self.frames}{every}"
                 )
 
     def conds(self, world: World) -> Iterator[Cond]:

@@ -14,7 +14,7 @@ import os
 import platform
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -100,7 +100,7 @@ def record(spec: Record, out: Path, progress: Callable[[int, int], None] | None 
     return out
 
 
-def replay(prompt: str, seed: int, actions: Sequence[int]) -> np.ndarray:
+def replay(prompt: str, seed: int, actions: Sequence[int] | np.ndarray) -> np.ndarray:
     """Step the true rooms world `prompt` from `seed` with `actions` [T]; frames uint8 [T + 1, 56, 56, 3]."""
     pressed = [int(action) for action in actions]
     for action in pressed:
@@ -223,7 +223,7 @@ def _make(name: str) -> Any:
         raise ValueError(f"environment {name!r} does not render RGB arrays: {failure}") from failure
 
 
-def _like(name: str, registry: Sequence[str]) -> str:
+def _like(name: str, registry: Iterable[str]) -> str:
     known = {ident.lower(): ident for ident in (ROOMS, *registry)}
     near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
     if not near:

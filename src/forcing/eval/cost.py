@@ -2,26 +2,28 @@
 
 import statistics
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from torch import nn
+import torch
 
+from forcing.backbone import Backbone
 from forcing.cond import Cond
 from forcing.data.order import seeded
 from forcing.eval.rows import Candidate
+from forcing.guidance import Guided
 from forcing.layout import Cache, Layout
+from forcing.rollout import rollout
 from forcing.shapes import Latents, Sigma
 from forcing.world import World
 
 
-class Counted(nn.Module):
+class Counted:
     """A backbone that counts the frames it is evaluated on; the two halves of a guided batch count each."""
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+    def __init__(self, model: Backbone) -> None:
         self.model, self.frames = model, 0
 
-    def forward(self, x: Latents, sigma: Sigma, cond: Cond, layout: Layout) -> Latents:
+    def __call__(self, x: Latents, sigma: Sigma, cond: Cond, layout: Layout) -> Latents:
         self.frames += x.shape[0] * x.shape[1]
         return self.model(x, sigma, cond, layout)
 
@@ -37,6 +39,7 @@ class Cost:
     ms: float
 
 
+@torch.no_grad()
 def cost(world: World, row: Candidate, frames: int) -> Cost:
     """Measured on one clip with the threads torch has, a full window before the first of `frames` frames timed.
 
@@ -47,12 +50,12 @@ def cost(world: World, row: Candidate, frames: int) -> Cost:
     before = -(-how.window // chunk) if row.causal else 0
     chunks = before + -(-frames // chunk) if row.causal else 1
     cond = world.cond([world.text.prompts[0]], None, chunks * chunk)
-    stream = replace(world, model=model).stream(
-        cond.chunks(chunks * chunk, chunk), 1, seeded(0, "eval", "cost"), sampling=how
-    )
+    cache = Guided(model, how.guidance).cache(1, window=how.window, sink=how.sink)
+    shape = (1, chunk, *world.codec.config.latents)
     spent, seen = [], [0]
     began = time.perf_counter()
-    for _ in stream:
+    conds = cond.chunks(chunks * chunk, chunk)
+    for _ in rollout(Guided(model, how.guidance), conds, shape, how.plan, cache, seeded(0, "eval", "cost")):
         now = time.perf_counter()
         spent.append(1000 * (now - began) / chunk)
         seen.append(model.frames)

@@ -13,12 +13,11 @@ from forcing.eval.cost import cost
 from forcing.eval.machine import machine, revision
 from forcing.eval.measure import FULL, Measure
 from forcing.eval.results import Results, Row, write
-from forcing.eval.rows import Candidate, candidates
+from forcing.eval.rows import Candidate, candidates, facts
 from forcing.eval.samples import effort, real, sample
 from forcing.eval.scenes import gather
 from forcing.eval.scores import Judge, Scores
-from forcing.recipe import dump
-from forcing.world import FILES, World
+from forcing.world import World
 
 VERSION = 1  # raise it where a figure of an unchanged world would change
 REAL = "real"
@@ -61,7 +60,7 @@ def evaluate(
         "machine": machine(),
         "recording": {"path": str(recording.path), "sha256": checksum(recording.path / MANIFEST)}
         | {name: recording.manifest.get(name) for name in ("spec", "versions")},
-        "worlds": {row.name: _facts(row) for row in rows},
+        "worlds": {row.name: facts(row) for row in rows},
     }
     results = Results(about, found)
     results.save(results_path(run))
@@ -88,20 +87,11 @@ class _Unit:
 def _units(run: Path, recording: Recording, measure: Measure, row: Candidate | None) -> list[_Unit]:
     # Named by everything that the scores depend on, so that whatever changes is measured again.
     sizes = {name: value for name, value in asdict(measure).items() if name not in ("name", "seeds")}
-    facts = [VERSION, sizes, checksum(recording.path / MANIFEST), _facts(row) if row else None]
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    causes = [VERSION, sizes, checksum(recording.path / MANIFEST), facts(row) if row else None]
+    key = hashlib.sha256(json.dumps(causes, sort_keys=True).encode()).hexdigest()[:16]
     name = row.name if row else REAL
     folder = results_path(run).parent / "units"
     return [_Unit(name, seed, row, folder / f"{name}-seed{seed}-{key}.json") for seed in measure.seeds]
-
-
-def _facts(row: Candidate) -> dict[str, Any]:
-    return {
-        "recipe": row.recipe.name,
-        "steps": row.recipe.steps,
-        "sampling": dump(row.sampling),
-        "sha256": {name: checksum(row.world / name) for name in FILES},
-    }
 
 
 def _measure(units: Sequence[_Unit], recording: Recording, measure: Measure, progress: Progress) -> None:
@@ -121,7 +111,7 @@ def _measure(units: Sequence[_Unit], recording: Recording, measure: Measure, pro
 
         tick(0)
         if unit.candidate is None:
-            scores = judge.score(real(judge.scenes, unit.seed), measure.clip, 1)
+            scores = judge.score(real(judge.scenes, unit.seed), measure.clip - 1, 1)
         else:
             path = unit.candidate.world
             world = worlds[path] if path in worlds else World.load(path)

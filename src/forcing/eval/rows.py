@@ -4,11 +4,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from forcing import flow
+from forcing.data.shards import checksum
 from forcing.eval.measure import Measure
-from forcing.recipe import Recipe, Sampling, parse
+from forcing.recipe import Recipe, Sampling, dump, parse
 from forcing.rollout import Plan
+from forcing.world import FILES
 
 STAGES = {"base": "bidirectional base", "ar": "AR teacher", "cd": "causal CD", "dmd": "DMD"}
 
@@ -53,6 +56,16 @@ def recipe_of(world: Path) -> Recipe:
     return parse(Recipe, json.loads((world / "world.json").read_text())["recipe"])
 
 
+def facts(row: Candidate) -> dict[str, Any]:
+    """All that a row's clips depend on: the files of its world, and how it is sampled."""
+    return {
+        "recipe": row.recipe.name,
+        "steps": row.recipe.steps,
+        "sampling": dump(row.sampling),
+        "sha256": {name: checksum(row.world / name) for name in FILES},
+    }
+
+
 def candidates(run: Path, measure: Measure, shipped: Mapping[str, Path]) -> list[Candidate]:
     """Every row the run has worlds for: teachers at many steps, the AR teacher cut to few, and the students."""
     found = [*_teachers(run, measure, shipped), *_students(run, measure, shipped)]
@@ -77,13 +90,13 @@ def _teachers(run: Path, measure: Measure, shipped: Mapping[str, Path]) -> list[
         if world is None:
             continue
         recipe = recipe_of(world)
-        shift = getattr(recipe.stage, "shift", 1.0)
-        for steps in (measure.many, *(measure.few if name == "ar" else ())):
-            plan = Plan.ode(steps, shift)
-            if steps < 4:
+        shift = recipe.stage.shift
+        cuts = [steps for steps in measure.few if steps < measure.many] if name == "ar" else []
+        for steps in (measure.many, *cuts):
+            plan, many = Plan.ode(steps, shift), steps == measure.many
+            if not many and steps < 4:
                 # the few-step students take four steps for a frame that nothing precedes, so the cut teacher may too
                 plan = replace(plan, first=Plan.ode(4, shift).rest)
-            many = steps == measure.many
             label = f"{STAGES[name]}, {_steps(steps)}" if many else f"{STAGES[name]} cut to {_steps(steps)}"
             sampling = replace(recipe.sampling, plan=plan)
             found.append(Candidate(name if many else f"{name}-{steps}", label, world, recipe, sampling))
@@ -114,7 +127,7 @@ def _stretched(recipe: Recipe, steps: int) -> Plan:
     own = recipe.sampling.plan
     if len(own.rest) == steps:
         return own
-    rest = tuple(flow.grid(steps, getattr(recipe.stage, "shift", 1.0))[:-1].tolist())
+    rest = tuple(flow.grid(steps, recipe.stage.shift)[:-1].tolist())
     return replace(own, rest=rest, first=own.first if steps < len(own.first or ()) else None)
 
 

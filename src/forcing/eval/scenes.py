@@ -103,8 +103,19 @@ def gather(recording: Recording, measure: Measure) -> Scenes:
     )
 
 
+def showcase(recording: Recording, frames: int) -> Footage:
+    """One held-out clip of `frames` frames for each prompt, to be looked at; fewer frames where episodes are short."""
+    held = recording.episodes("heldout")
+    frames = min(frames, min((row["length"] for row in held), default=0))
+    windows = _windows(held, recording.prompts, len(recording.prompts), frames, 7)
+    return _cut(recording, "heldout", {"shown": windows}).footage["shown"]
+
+
 def fork(origins: Sequence[Origin], frames: int, seed: int, hold: float) -> np.ndarray:
-    """What the world shows when a player wanders on from `origins`, keys drawn by `seed`: uint8 [N, frames, H, W, 3]."""
+    """What the world shows when a player wanders on from `origins`: uint8 [N, frames, H, W, 3].
+
+    `seed` draws the keys; `hold` is the recording's probability that one stays pressed.
+    """
     worlds = {prompt: rooms.Rooms(prompt) for prompt in sorted({origin.prompt for origin in origins})}
     clips = []
     for number, origin in enumerate(origins):

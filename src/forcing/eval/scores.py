@@ -41,7 +41,8 @@ class Judge:
         if samples.free is not None:
             parts.append(self._free(samples.free))
         values = {name: value for part in parts for name, value in part.values.items() if math.isfinite(value)}
-        return Scores(values, {name: curve for part in parts for name, curve in part.curves.items()})
+        curves = {name: curve for part in parts for name, curve in part.curves.items() if np.isfinite(curve).all()}
+        return Scores(values, curves)
 
     def _ahead(self, frames: np.ndarray, memory: int | None, chunk: int) -> Scores:
         footage = self.scenes.ahead

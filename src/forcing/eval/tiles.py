@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from forcing.envs.rooms import AGENT, UNSEEN, classify
 from forcing.eval.truth import expect_batch
@@ -46,7 +47,7 @@ class Judged:
     def control_frames(self, part: slice) -> float:
         """Share of frames `part` in which every determined tile is right."""
         known, right = self.known[:, part], self.right[:, part]
-        return share((right | ~known).all((-2, -1)), known.any((-2, -1)))
+        return share(np.all(right | ~known, (-2, -1)), np.any(known, (-2, -1)))
 
     def validity(self, part: slice, *, determined: bool) -> float:
         """Share of tiles that are tiles of the world, among those that are determined, or those that are not."""
@@ -66,7 +67,8 @@ def against_itself(made: Views, led: np.ndarray, memory: int | None) -> Judged:
     return against_truth(made, made, led, memory)
 
 
-def share(hit: np.ndarray, among: np.ndarray) -> float:
+def share(hit: ArrayLike, among: ArrayLike) -> float:
     """Share of `hit` where `among`; NaN if that is nowhere."""
-    count = int(among.sum())
-    return float((hit & among).sum() / count) if count else float("nan")
+    hit, among = np.asarray(hit), np.asarray(among)
+    count = int(np.sum(among))
+    return float(np.sum(hit & among)) / count if count else float("nan")

@@ -84,7 +84,7 @@ def expect_batch(views: np.ndarray, actions: np.ndarray, memory: int | None) -> 
     clips, length = views.shape[:2]
     ids = np.full(views.shape, UNKNOWN, np.int64)
     places, headings = walk(views, actions)
-    reach = np.ptp(places, axis=1).max(initial=0) + 2 * VIEW
+    reach = int(np.ptp(places, axis=1).max(initial=0)) + 2 * VIEW
     chunk = max(1, min(_CELLS // int(reach) ** 2, _CELLS // (length * VIEW)))
     for start in range(0, clips, chunk):
         part = slice(start, start + chunk)

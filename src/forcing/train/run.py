@@ -121,8 +121,9 @@ def _after_step(
             meter.show(
                 state.step, "  ".join(f"{name} {value:.3g}" for name, value in values.items() if "norm" not in name)
             )
-        if state.step % recipe.save == 0 or done or interrupt.asked:
+        stop = interrupt.asked is not None  # read once: what is asked from here on waits for the next step
+        if state.step % recipe.save == 0 or done or stop:
             checkpoint.save(state, recipe, folder / "checkpoints", recipe.keep)
-        return interrupt.asked is None
+        return not stop
 
     return after

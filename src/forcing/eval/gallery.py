@@ -1,0 +1,67 @@
+"""The clips of the report: every row beside every other, moving together, drawn pixel for pixel.
+
+A clip is one PNG of its frames side by side, shown through a window of one frame that steps along it: no script, no
+video codec, crisp at any size, and all clips of a scene in step.
+"""
+
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+
+from forcing.envs.rooms import ACTIONS
+from forcing.eval.films import Reel, Shooting, Take, strip
+
+GLYPHS = dict(enumerate("←→↑·"))
+REGIMES = {
+    "told": ("Told", "Every key is given: an interactive world. All rows share the start and the keys pressed."),
+    "free": ("Free", "No key is told: from the same start, every row imagines where to go."),
+    "nothing": ("From nothing", "A prompt alone. The real clip is one of many that the prompt allows."),
+}
+FAMILIES = {"ar": "AR teacher", "cd": "causal CD", "dmd": "DMD"}
+
+
+def gallery(reel: Reel, shooting: Shooting, many: int, few: Sequence[int]) -> str:
+    """Three regimes, one scene a prompt: the real world on top, a column a family, a line a number of steps."""
+    parts = []
+    for regime, (title, lead) in REGIMES.items():
+        scenes = "".join(
+            _scene(reel, regime, number, shooting.start, (many, *few)) for number in range(len(reel.prompts))
+        )
+        parts.append(f"<h3>{escape(title)}</h3><p class=lead>{escape(lead)}</p><div class=scenes>{scenes}</div>")
+    return "".join(parts)
+
+
+def _scene(reel: Reel, regime: str, number: int, start: int, steps: Sequence[int]) -> str:
+    takes = {take.name: (take, clips[number]) for take in reel.takes if (clips := getattr(take, regime)) is not None}
+    first = [_film(*takes[name], caption) for name, caption in (("real", "real"), ("base", "base")) if name in takes]
+    lines = [f"<div class=pair>{''.join(first)}{_keys(reel.keys[number], start) if regime == 'told' else ''}</div>"]
+    families = {
+        family: label for family, label in FAMILIES.items() if any(name.partition("-")[0] == family for name in takes)
+    }
+    head = "".join(f"<th scope=col>{escape(label)}</th>" for label in families.values())
+    lines.append(f"<table><thead><tr><td></td>{head}</tr></thead><tbody>")
+    for count in steps:
+        names = [family if count == steps[0] else f"{family}-{count}" for family in families]
+        if any(name in takes for name in names):
+            cells = "".join(f"<td>{_film(*takes[name]) if name in takes else ''}</td>" for name in names)
+            lines.append(f"<tr><th scope=row>{count} step{'s' * (count > 1)}</th>{cells}</tr>")
+    lines.append("</tbody></table>")
+    return f"<article class=scene><h4>{escape(reel.prompts[number])}</h4>{''.join(lines)}</article>"
+
+
+def _film(take: Take, clip: np.ndarray, caption: str = "") -> str:
+    picture = (
+        f'<i class=film role=img aria-label="{escape(take.label)}" title="{escape(take.label)}" '
+        f'style="--n:{len(clip)};background-image:url({strip(clip)})"></i>'
+    )
+    return f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>" if caption else picture
+
+
+def _keys(keys: np.ndarray, start: int) -> str:
+    # One line a frame, rolled along in step with the films; the frames given are marked, not the keys within them.
+    lines = []
+    for at, key in enumerate(keys):
+        shown = "start" if at < start else f"{GLYPHS[int(key)]} <small>{ACTIONS[int(key)]}</small>"
+        lines.append(f"<li>{shown}</li>")
+    return f'<div class=keys aria-hidden=true><ol style="--n:{len(keys)}">{"".join(lines)}</ol></div>'

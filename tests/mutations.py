@@ -1,0 +1,342 @@
+"""Break a line of the source on purpose, in a copy, and see a test go red.
+
+`python tests/mutations.py [ITEM ...]` prints a table of what was broken and which test noticed. It exits with 1 if a
+mutant survives, or if a line to break is no longer there.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """In `file` (below src/forcing) `old` becomes `new`; the tests in `seen_by` (below tests) should notice."""
+
+    item: int
+    file: str
+    old: str
+    new: str
+    seen_by: str
+
+
+def group(item: int, seen_by: str, *changes: tuple[str, str, str]) -> list[Mutation]:
+    return [Mutation(item, file, old, new, seen_by) for file, old, new in changes]
+
+
+IN_PLACE = """\
+                    n = held.shape[1] // self.held
+                    rest = held[:, (self.sink + frames) * n :].clone()
+                    held[:, self.sink * n : self.sink * n + rest.shape[1]] = rest
+                    store[layer] = held[:, : held.shape[1] - frames * n]
+"""
+EVICT = """\
+                    n = held.shape[1] // self.held
+                    store[layer] = torch.cat([held[:, : self.sink * n], held[:, (self.sink + frames) * n :]], 1)
+"""
+OLD_SEED = """\
+    import zlib
+    state = (zlib.crc32(name.encode()) << 31) ^ zlib.adler32(name[::-1].encode())
+    return torch.Generator(device).manual_seed(state)
+"""
+SEED = """\
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "little"))
+"""
+
+MUTATIONS = [
+    *group(
+        1,
+        "invariants/test_teacher_forcing.py",
+        ("layout.py", "noisy = torch.cat([before, same], 1)", "noisy = torch.cat([before | same, same], 1)"),
+        ("layout.py", "Layout(torch.cat([times, times])", "Layout(torch.cat([times, times + frames])"),
+        ("layout.py", "_times(past.end, past.end + frames)", "_times(0, frames)"),
+        ("layout.py", "table.repeat_interleave(queries, 0)", "table.repeat(queries, 1)"),
+        ("cond.py", "torch.cat([value, value], 1)", "torch.cat([value, value.roll(1, 1)], 1)"),
+        ("stages/diffusion.py", "torch.cat([torch.zeros_like(sigma), sigma], 1)", "torch.cat([sigma, sigma], 1)"),
+        ("rollout.py", "torch.zeros(x0.shape[:2], device=x0.device)", "torch.ones(x0.shape[:2], device=x0.device)"),
+        ("backbones/tiny.py", "angles(layout.times, h, w", "angles(0 * layout.times, h, w"),
+    ),
+    *group(
+        2,
+        "invariants/test_teacher_forcing.py",
+        ("layout.py", "block[:, None] >= block)", "torch.arange(frames)[:, None] >= torch.arange(frames))"),
+        ("layout.py", "before, same = block[:, None] > block,", "before, same = block[:, None] >= block,"),
+    ),
+    *group(
+        3,
+        "invariants/test_causality.py",
+        ("layout.py", "torch.zeros_like(same)], 1)", "torch.ones_like(same)], 1)"),
+        ("layout.py", "torch.cat([before | same, ", "torch.cat([torch.ones_like(same), "),
+        ("layout.py", "noisy = torch.cat([before, same], 1)", "noisy = torch.cat([before, before | same], 1)"),
+        ("layout.py", "block[:, None] >= block)", "block[:, None] + 1 >= block)"),
+        ("backbones/tiny.py", "return told\n", "return told + 1e-6 * told.mean(1, keepdim=True)\n"),
+    ),
+    *group(
+        4,
+        "invariants/test_cache.py",
+        ("layout.py", "held[:, (self.sink + frames) * n :]], 1)", "held[:, frames * n :]], 1)"),
+        ("layout.py", "held[:, (self.sink + frames) * n :]], 1)", "held[:, self.sink * n : -frames * n]], 1)"),
+        ("layout.py", "max(0, self.held + room - self.window)", "max(0, self.held - self.window)"),
+        ("layout.py", "self.end += frames", "self.end = self.held"),
+        ("layout.py", "_times(past.end, past.end + frames)", "_times(past.held, past.held + frames)"),
+        ("layout.py", "if room < 1 or room + self.sink > self.window:", "if room < 1 or room > self.window:"),
+        ("layout.py", "not 0 <= sink < window", "not 0 <= sink <= window"),
+        ("layout.py", "reading, self._reading = self._reading, None", "reading = self._reading"),
+        ("layout.py", "if self._reading is None or not self._reading.fresh:", "if self._reading is None:"),
+    ),
+    *group(
+        5,
+        "invariants/test_rollout.py invariants/test_cache.py",
+        ("layout.py", EVICT, IN_PLACE),
+        ("layout.py", "tuple(self.keys), tuple(self.values), {})", "self.keys, self.values, {})"),
+        ("rollout.py", "        if detach:\n", "        if False:\n"),
+        (
+            "rollout.py",
+            "            remember(model, x0, cond, cache)",
+            "            remember(model, x0.detach(), cond, cache)",
+        ),
+        ("rollout.py", "torch.is_grad_enabled() and level_next is None", "torch.is_grad_enabled()"),
+        ("rollout.py", "torch.is_grad_enabled() and level_next is None", "level_next is None"),
+    ),
+    *group(
+        6,
+        "invariants/test_guidance.py",
+        ("guidance.py", "return v_uncond + scale *", "return v_cond + scale *"),
+        ("guidance.py", "        if self.scale == 1:\n", "        if self.scale == 0:\n"),
+        ("guidance.py", "batch if self.scale == 1 else 2 * batch", "batch"),
+        ("guidance.py", "cond.beside(self.uncond(cond))", "self.uncond(cond).beside(cond)"),
+        ("guidance.py", "cond.beside(self.uncond(cond))", "cond.beside(cond.blank())"),
+        (
+            "rollout.py",
+            "x = flow.euler(x, v, sigma, torch.full_like(sigma, level_next))",
+            "x = flow.to_x0(x, v, sigma)",
+        ),
+    ),
+    *group(
+        7,
+        "invariants/test_flow.py invariants/test_rollout.py",
+        ("flow.py", "return eps - x0", "return x0 - eps"),
+        ("flow.py", "(1 - s) * x0 + s * eps", "s * x0 + (1 - s) * eps"),
+        ("flow.py", "(x - _beside(sigma) * v)", "(x - v)"),
+        ("flow.py", "_beside(sigma_next - sigma)", "_beside(sigma - sigma_next)"),
+        ("flow.py", "(1 + (factor - 1) * sigma)", "(1 + factor * sigma)"),
+        ("flow.py", "torch.linspace(1, 0, steps + 1)", "torch.linspace(1, 0, steps)"),
+        ("flow.py", "generator=rng, device=rng.device)", "device=rng.device)"),
+        ("rollout.py", "elif fresh:", "elif not fresh:"),
+        (
+            "rollout.py",
+            "tuple(flow.grid(steps, shift)[:-1].tolist())",
+            "tuple(flow.grid(steps + 1, shift)[:-2].tolist())",
+        ),
+    ),
+    *group(
+        8,
+        "invariants/test_consistency.py",
+        ("stages/consistency.py", "torch.randint(self.steps, ", "torch.randint(self.steps - 1, "),
+        (
+            "stages/consistency.py",
+            "(clips, 1), generator=rng, device=rng.device).expand(-1, frames)",
+            "(clips, frames), generator=rng, device=rng.device)",
+        ),
+        (
+            "stages/consistency.py",
+            "(clips, 1), generator=rng, device=rng.device).expand(-1, frames)",
+            "(1, 1), generator=rng, device=rng.device).expand(clips, frames)",
+        ),
+        ("stages/consistency.py", "grid[i], grid[i + 1]", "grid[i], grid[i]"),
+        ("stages/consistency.py", "flow.euler(x, v, sigma, sigma_next)", "flow.euler(x, v, sigma, sigma)"),
+        ("stages/consistency.py", '"student_ema", x_next, sigma_next, batch)', '"student_ema", x_next, sigma, batch)'),
+        ("stages/consistency.py", '"student_ema", x_next, sigma_next, batch)', '"student", x_next, sigma_next, batch)'),
+        ("stages/consistency.py", "lambda _: batch.uncond.twice()", "lambda _: batch.cond.twice()"),
+        ("stages/consistency.py", 'Guided(models["teacher"], self.guidance,', 'Guided(models["teacher"], 1.0,'),
+        ("stages/consistency.py", "with torch.no_grad():", "with torch.enable_grad():"),
+        ("stages/consistency.py", ".to(rng.device)\n", ".to(rng.device).to(batch.latents.dtype)\n"),
+        ("stages/consistency.py", "[i[:, 0] == self.steps - 1]", "[i[:, 0] == self.steps - 2]"),
+        (
+            "stages/consistency.py",
+            "sigma, batch.latents, batch.cond, self.chunk)\n            x_next",
+            "sigma, x, batch.cond, self.chunk)\n            x_next",
+        ),
+    ),
+    *group(
+        9,
+        "invariants/test_dmd.py invariants/test_rollout.py",
+        ("stages/dmd.py", "return (fake - real) /", "return (real - fake) /"),
+        ("stages/dmd.py", ".mean((1, 2, 3, 4), keepdim=True)", ".mean()"),
+        ("stages/dmd.py", "scale.clamp(min=1e-6)", "scale.clamp(min=1.0)"),
+        ("stages/dmd.py", "return 0.5 * (video", "return (video"),
+        ("stages/dmd.py", "(video - towards).detach()", "(video + towards).detach()"),
+        (
+            "stages/dmd.py",
+            'models["critic"](x, sigma, batch.cond, everything)',
+            'Guided(models["critic"], self.guidance, lambda _: batch.uncond)(x, sigma, batch.cond, everything)',
+        ),
+        ("stages/dmd.py", 'Guided(models["teacher"], self.guidance,', 'Guided(models["teacher"], 1.0,'),
+        ("stages/dmd.py", "self.plan.cut(rng)", "self.plan"),
+        ("stages/dmd.py", ".clamp(self.lowest, self.highest)", ""),
+        ("stages/dmd.py", "x, target = noised(video, sigma, rng)", "x, target = noised(batch.latents, sigma, rng)"),
+        (
+            "stages/dmd.py",
+            "        with torch.no_grad():\n            video = ",
+            "        with torch.enable_grad():\n            video = ",
+        ),
+        ("rollout.py", "begins=cache.end == 0", "begins=True"),
+        ("rollout.py", "begins=cache.end == 0", "begins=False"),
+        (
+            "rollout.py",
+            "levels[: 1 + int(torch.randint(len(levels), ",
+            "levels[: 1 + int(torch.randint(max(1, len(levels) - 1), ",
+        ),
+    ),
+    *group(
+        10,
+        "train/test_loop.py",
+        ("train/state.py", "old.lerp_(new, 1 - decay)", "old.lerp_(new, decay)"),
+        ("train/state.py", 'self.models.get(role + "_ema", self.models[role])', "self.models[role]"),
+        ("train/loop.py", "    if update.role in state.ema:\n", "    if False:\n"),
+        ("train/state.py", "model.requires_grad_(role in optims)", "model.requires_grad_(True)"),
+    ),
+    *group(
+        11,
+        "train/test_resume.py train/test_checkpoint.py train/test_loop.py",
+        ("train/checkpoint.py", 'role.removesuffix("_ema") in state.optimizers', "role in state.optimizers"),
+        ("train/checkpoint.py", '{"state": entries, "param_groups"', '{"state": {}, "param_groups"'),
+        ("train/checkpoint.py", '    state.step = document["step"]\n', ""),
+        ("train/checkpoint.py", "    if different:\n", "    if False:\n"),
+        ("train/checkpoint.py", "except Exception as error:", "except FileNotFoundError as error:"),
+        ("train/checkpoint.py", "[:-keep]", "[: -keep - 1]"),
+        ("train/checkpoint.py", "        shutil.rmtree(stray)\n", "        pass\n"),
+        ("train/log.py", 'if line["step"] <= step]', "]"),
+        ("train/log.py", "            break\n", "            raise\n"),
+        ("train/log.py", "            signal.signal(number, handler)\n", "            pass\n"),
+        ("train/log.py", "            raise KeyboardInterrupt\n", "            pass\n"),
+        ("train/run.py", "or done or stop:", "or done:"),
+        ("train/run.py", "return not stop\n", "return interrupt.asked is None\n"),
+        ("train/run.py", "if state.step < recipe.steps:\n        raise", "if interrupt.asked:\n        raise"),
+        ("train/loop.py", 'seeded(seed, "step", state.step, n)', 'seeded(seed, "step", n)'),
+        ("train/loop.py", 'seeded(seed, "step", state.step, n)', "torch.default_generator"),
+        ("data/clips.py", 'rng = seeded(self.seed, "withhold", step, update)', "rng = torch.default_generator"),
+    ),
+    *group(
+        12,
+        "invariants/test_rollout.py",
+        ("rollout.py", "for cond in conds:", "for cond in list(conds):"),
+        ("rollout.py", "        yield x0  # ship the frames first, then settle them into the past\n", ""),
+        ("layout.py", "_times(past.end, past.end + frames), past=past)", "_times(past.end, past.end + frames))"),
+        ("world.py", "    @torch.no_grad()", "    # @torch.no_grad()"),
+        ("world.py", "remember(model, latents[:, at : at + how.chunk], piece, cache)", "pass"),
+    ),
+    *group(
+        13,
+        "invariants/test_recipe.py invariants/test_order.py invariants/test_clips.py invariants/test_linear_codec.py "
+        "invariants/test_world_folder.py",
+        ("recipe.py", "    if unknown:\n", "    if False:\n"),
+        ("recipe.py", "    if not found:\n", "    if not found and False:\n"),
+        ("recipe.py", "return tuple(parse(part, item)", "return list(parse(part, item)"),
+        ("recipe.py", "            return float(data)\n", "            return data\n"),
+        ("data/order.py", "default_rng([seed, int(epoch)])", "default_rng([seed])"),
+        ("data/order.py", "default_rng([seed, int(epoch)])", "default_rng([seed, step])"),
+        ("data/order.py", SEED, OLD_SEED),
+        ("data/clips.py", "[s : s + self.frames - 1]", "[s + 1 : s + self.frames]"),
+        ("data/clips.py", "torch.cat([none, told.float()], 1)", "torch.cat([told.float(), none], 1)"),
+        ("data/clips.py", "draw >= self.withhold.actions + self.withhold.everything", "draw >= self.withhold.actions"),
+        ("data/clips.py", "named = (draw >=", "named = (torch.rand(self.batch, generator=rng) >="),
+        ("data/clips.py", "starts = [len(latents) - frames + 1", "starts = [len(latents) - frames"),
+        ("codecs/linear.py", ".round().clamp(0, 255)", ".clamp(0, 255)"),
+        ("codecs/linear.py", "[(high, 0), (0, wide), (0, 0)]", "[(0, high), (0, wide), (0, 0)]"),
+        ("codecs/linear.py", "axes = axes[:keep].T", "axes = axes[: keep - 1].T"),
+        ("codecs/linear.py", '"scale": repr(self.scale)', '"scale": f"{self.scale:.3f}"'),
+        ("world.py", "if missing:\n", "if False:\n"),
+        ("world.py", "        draft.replace(path)\n", "        shutil.copytree(draft, path)\n"),
+    ),
+    *group(
+        14,
+        "invariants/test_randomness.py",
+        ("flow.py", "generator=rng, device=rng.device)", "device=rng.device)"),
+        ("data/order.py", "np.random.default_rng([seed, int(epoch)]).permutation", "np.random.permutation"),
+        ("stages/consistency.py", "generator=rng, device=rng.device).expand", "device=rng.device).expand"),
+    ),
+    *group(
+        15,
+        "train/test_gates.py",
+        ("train/gate.py", "not verdict.control - 1 >= gate.control", "verdict.control - 1 < gate.control"),
+        ("train/gate.py", "not verdict.quality <= gate.quality", "verdict.quality > gate.quality"),
+        ("train/gate.py", "* (verdict.control_before - 1)", "* verdict.control_before"),
+        ("train/gauge.py", "error(other) / max(true, 1e-12)", "true / max(error(other), 1e-12)"),
+        ("pipeline.py", "        self._pass_gate(world, data)\n", ""),
+        ("pipeline.py", "        self._pass_gate(world, lambda: data)\n", ""),
+        ("pipeline.py", "self.finished(name, data) or self.train(name, data())", "self.train(name, data())"),
+        ("pipeline.py", "        check(name, start, gate, verdict)\n", ""),
+    ),
+]
+
+
+def broken(mutation: Mutation, copy: Path) -> str:
+    """The test that notices the mutation, made in the copy and taken back; "" if it survives."""
+    path = copy / "src" / "forcing" / mutation.file
+    text = path.read_text()
+    if text.count(mutation.old) != 1:
+        raise LookupError(f"{mutation.file} holds {mutation.old!r} {text.count(mutation.old)} times, not once")
+    path.write_text(text.replace(mutation.old, mutation.new))
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "--no-header",
+        "--no-showlocals",
+        "--tb=no",
+        "-p",
+        "no:cacheprovider",
+    ]
+    environment = os.environ | {"PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    tests = [f"tests/{name}" for name in mutation.seen_by.split()]
+    done = subprocess.run([*command, *tests], cwd=copy, env=environment, capture_output=True, text=True, check=False)
+    path.write_text(text)
+    found = re.search(r"^(?:FAILED|ERROR) (?:tests/)?(\S+?)(?:\[.*)?(?: - .*)?$", done.stdout, re.MULTILINE)
+    if done.returncode and not found:
+        raise LookupError(done.stdout + done.stderr)
+    return found[1] if found else ""
+
+
+def short(text: str) -> str:
+    """One line of a table."""
+    one = re.sub(r"\s+", " ", text.strip()).replace("|", "\\|")
+    return one if len(one) < 70 else one[:66] + " ..."
+
+
+def main() -> int:
+    wanted = {int(argument) for argument in sys.argv[1:]}
+    bad = 0
+    with tempfile.TemporaryDirectory() as place:
+        copy = Path(place)
+        for name in ("src", "tests"):
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        sys.stdout.write("| item | file | broken | into | seen by |\n|---|---|---|---|---|\n")
+        for mutation in MUTATIONS:
+            if wanted and mutation.item not in wanted:
+                continue
+            try:
+                seen = broken(mutation, copy)
+            except LookupError as error:
+                seen = f"**{error}**"
+                bad += 1
+            bad += not seen
+            old, new = (f"`{short(part)}`" if part.strip() else "(removed)" for part in (mutation.old, mutation.new))
+            row = [str(mutation.item), mutation.file, old, new, f"`{seen}`" if seen else "**nothing**"]
+            sys.stdout.write(f"| {' | '.join(row)} |\n")
+            sys.stdout.flush()
+    return bad > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
