@@ -174,12 +174,12 @@ class Film:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        whole = kind is None and self._stream is not None
+        stream = self._stream if kind is None else None
         try:
-            if whole:
-                self._file.mux(self._stream.encode())
+            if stream is not None:
+                self._file.mux(stream.encode())
             self._file.close()
-            if whole:
+            if stream is not None:
                 os.replace(self._draft, self.path)
         finally:
             self._draft.unlink(missing_ok=True)

@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as leaving:  # the parser has said what was wrong, or has shown its help
         return leaving.code if isinstance(leaving.code, int) else DONE
     except KeyboardInterrupt:
-        return _complain("stopped; run the same command to continue", STOPPED)
+        return _complain("stopped; run the same command to go on, or to begin again", STOPPED)
     except (ValueError, OSError, RuntimeError) as error:
         code = _code(error)
         if code is None:

@@ -48,4 +48,5 @@ class Bar:
             return
         self._said = now
         left = (now - self._began) / max(1, done) * (total - done)
-        self.console.print(f"{self.label}: {done} of {total} {self.unit} {note}, about {left:.0f} s left")
+        said = f"{self.unit}, {note}" if note else self.unit
+        self.console.print(f"{self.label}: {done} of {total} {said}, about {left:.0f} s left")

@@ -76,9 +76,12 @@ def show(results: Results, console: Console) -> None:
         else:
             pieces.append((group,))
     for groups in pieces:
-        console.print(table(_only(results, groups)), soft_wrap=False)
+        piece = table(_only(results, groups))
+        piece.title = piece.title if groups == pieces[0] else None
+        piece.caption = piece.caption if groups == pieces[-1] else None
+        console.print(piece, soft_wrap=False, markup=True)
     for claim in verdict(results):
-        console.print(f"{'kept  ' if claim.passed else 'MISSED'}  {claim.claim}: {claim.numbers}")
+        console.print(f"{'kept  ' if claim.passed else 'MISSED'}  {claim.claim}\n        {claim.numbers}")
 
 
 def _only(results: Results, groups: tuple[str, ...]) -> Results:
@@ -88,4 +91,5 @@ def _only(results: Results, groups: tuple[str, ...]) -> Results:
 
 
 def _fits(results: Results, console: Console) -> bool:
-    return Measurement.get(console, console.options.update(max_width=1000), table(results)).maximum <= console.width
+    unbound = console.options.update(max_width=1000, markup=True)
+    return Measurement.get(console, unbound, table(results)).maximum <= console.width

@@ -21,8 +21,9 @@ from forcing import flow, media
 from forcing.cli import script, take
 from forcing.cli.bar import Bar
 from forcing.cli.options import read, shown
-from forcing.cli.setting import shipped
+from forcing.cli.setting import known, shipped, shipped_base
 from forcing.cli.take import Take
+from forcing.envs.gym import ROOMS
 from forcing.recipe import Recipe, Sampling
 from forcing.rollout import Plan
 from forcing.world import World
@@ -164,7 +165,10 @@ def _home(options: Options) -> Path:
         return options.world
     if options.run is not None:
         found = {path.parent.parent.name: path.parent for path in sorted(options.run.glob("*/world/world.json"))}
-        where = f"{options.run}"
+        where = str(options.run)
+        about = known(options.run)
+        if found and about is not None and about.recording == ROOMS:
+            found = shipped_base() | found  # what the run started from
     else:
         found, where = shipped(), "this installation"
     if not found:

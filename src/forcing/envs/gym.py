@@ -236,7 +236,8 @@ def _names(env: Any, count: int, first: int) -> list[str]:
     members = getattr(env, "actions", None)
     names: list[str] = []
     if callable(meanings):
-        names = [str(name) for name in meanings()]
+        told: Any = meanings()
+        names = [str(name) for name in told]
     elif isinstance(members, type) and issubclass(members, enum.Enum):
         by_value = {member.value: member.name for member in members}
         names = [by_value.get(first + action, str(first + action)) for action in range(count)]
@@ -324,8 +325,9 @@ def _write(
     shards: list[dict[str, Any]] = []
     waiting: list[dict[str, np.ndarray]] = []
     filled, done = 0, 0
+    shape: list[int] = []
     for row, arrays in _episodes(spec, worlds, keys):
-        length = row["length"]
+        length, shape = row["length"], list(arrays["frames"].shape[1:])
         if filled + length > spec.shard:
             shards.append(_flush(folder, len(shards), waiting))
             filled = 0
@@ -336,7 +338,6 @@ def _write(
         if progress:
             progress(done, spec.frames)
     shards.append(_flush(folder, len(shards), waiting))
-    shape = list(arrays["frames"].shape[1:])
     manifest = _manifest(spec, worlds, keys) | {"shape": shape, "episodes": table, "shards": shards}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 

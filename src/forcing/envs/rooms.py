@@ -107,8 +107,9 @@ class _Rooms:
         return cell is not None and not cell.can_overlap()
 
     def _draw(self) -> np.ndarray:
-        self._frame = self._inner.get_frame(highlight=True, tile_size=TILE, agent_pov=True)
-        return self._frame.copy()
+        frame = self._inner.get_frame(highlight=True, tile_size=TILE, agent_pov=True)
+        self._frame = frame
+        return frame.copy()
 
 
 def __getattr__(name: str) -> Any:
@@ -126,13 +127,14 @@ def policy(env: gymnasium.Env, rng: np.random.Generator, held: int | None, hold:
 
     Mostly forward; in front of a wall usually a turn instead, so that clips move.
     """
+    world: Any = env.unwrapped
     turning = held in (LEFT, RIGHT)
     # A turn held as long as a walk would spin in place.
     if held is None or rng.random() >= (hold / 2 if turning else hold):
         key = int(rng.choice(len(ACTIONS), p=_WEIGHTS))
     else:
         key = held
-    if key == FORWARD and env.unwrapped.blocked and rng.random() < _TURN_WHEN_BLOCKED:
+    if key == FORWARD and world.blocked and rng.random() < _TURN_WHEN_BLOCKED:
         key = held if turning else int(rng.integers(2))  # keep turning the same way: no dithering in a corner
     return key
 

@@ -17,7 +17,7 @@ from forcing.eval.samples import Player
 from forcing.eval.scenes import Footage, showcase
 from forcing.world import World
 
-COLORS = 64  # of a strip: tiles have fewer, blends of them more
+COLORS = 256  # of a strip: tiles have fewer, blends of them more
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,9 @@ def strip(clip: np.ndarray) -> str:
     """A clip uint8 [T, H, W, 3] as a data URI: its frames side by side in one PNG, pixel for pixel."""
     image = Image.fromarray(np.concatenate(list(clip), 1))
     packed = io.BytesIO()
-    image.quantize(COLORS, dither=Image.Dither.NONE).save(packed, "PNG", optimize=True)
+    # by coverage, not by count: the one red tile of the agent must stay red
+    flat = image.quantize(COLORS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    flat.save(packed, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(packed.getvalue()).decode()
 
 

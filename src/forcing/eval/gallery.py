@@ -34,28 +34,30 @@ def gallery(reel: Reel, shooting: Shooting, many: int, few: Sequence[int]) -> st
 
 def _scene(reel: Reel, regime: str, number: int, start: int, steps: Sequence[int]) -> str:
     takes = {take.name: (take, clips[number]) for take in reel.takes if (clips := getattr(take, regime)) is not None}
-    first = [_film(*takes[name], caption) for name, caption in (("real", "real"), ("base", "base")) if name in takes]
-    lines = [f"<div class=pair>{''.join(first)}{_keys(reel.keys[number], start) if regime == 'told' else ''}</div>"]
-    families = {
-        family: label for family, label in FAMILIES.items() if any(name.partition("-")[0] == family for name in takes)
-    }
+    seen = {name.partition("-")[0] for name in takes}
+    families = {family: label for family, label in FAMILIES.items() if family in seen}
+    beside = _keys(reel.keys[number], start) if regime == "told" else ""
+    if "base" in takes:
+        take, clip = takes["base"]
+        beside = f"{_film(take, clip)}<small>base: {len(clip)} frames at once</small>"
+    lines = [
+        f"<tr><th scope=row>real</th><td>{_film(*takes['real'])}</td><td colspan=2 class=beside>{beside}</td></tr>"
+    ]
     head = "".join(f"<th scope=col>{escape(label)}</th>" for label in families.values())
-    lines.append(f"<table><thead><tr><td></td>{head}</tr></thead><tbody>")
+    lines.append(f"<tr><td></td>{head}</tr>")
     for count in steps:
         names = [family if count == steps[0] else f"{family}-{count}" for family in families]
         if any(name in takes for name in names):
             cells = "".join(f"<td>{_film(*takes[name]) if name in takes else ''}</td>" for name in names)
             lines.append(f"<tr><th scope=row>{count} step{'s' * (count > 1)}</th>{cells}</tr>")
-    lines.append("</tbody></table>")
-    return f"<article class=scene><h4>{escape(reel.prompts[number])}</h4>{''.join(lines)}</article>"
+    return f"<article class=scene><h4>{escape(reel.prompts[number])}</h4><table>{''.join(lines)}</table></article>"
 
 
-def _film(take: Take, clip: np.ndarray, caption: str = "") -> str:
-    picture = (
+def _film(take: Take, clip: np.ndarray) -> str:
+    return (
         f'<i class=film role=img aria-label="{escape(take.label)}" title="{escape(take.label)}" '
         f'style="--n:{len(clip)};background-image:url({strip(clip)})"></i>'
     )
-    return f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>" if caption else picture
 
 
 def _keys(keys: np.ndarray, start: int) -> str:

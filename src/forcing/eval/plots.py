@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 360, 230
-LEFT, RIGHT, TOP, BOTTOM = 46, 14, 28, 34
+WIDTH, HEIGHT = 360.0, 230.0
+LEFT, RIGHT, TOP, BOTTOM = 46.0, 14.0, 28.0, 34.0
 
 Point = tuple[float, float]
 
@@ -45,10 +45,11 @@ def chart(series: Sequence[Series], axes: Axes) -> str:
     points = [(x, y) for x, y in points if _drawable(x, axes.log_x) and _drawable(y, axes.log_y)]
     if not points:
         return ""
-    across = _Scale.of([x for x, _ in points], LEFT, WIDTH - RIGHT, log=axes.log_x, tight=True)
+    noted = any(each.notes for each in series)  # what is written beside the outermost dots needs room
+    across = _Scale.of([x for x, _ in points], LEFT, WIDTH - RIGHT, log=axes.log_x, tight=not noted)
     up = _Scale.of([y for _, y in points], HEIGHT - BOTTOM, TOP, log=axes.log_y, floor=axes.floor)
     parts = [
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(axes.title)}" class="chart">',
+        f'<svg viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img" aria-label="{escape(axes.title)}" class="chart">',
         f'<text x="0" y="13" class="title">{escape(axes.title)}</text>',
         f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" class="axis end">{escape(axes.x)}</text>',
         *_grid(across, up, axes),
@@ -59,7 +60,7 @@ def chart(series: Sequence[Series], axes: Axes) -> str:
     return "".join(parts)
 
 
-def smoothed(points: Sequence[Point], weight: float = 0.9) -> list[Point]:
+def smoothed(points: Sequence[Point], weight: float = 0.8) -> list[Point]:
     """A running average that starts at the first value."""
     out, mean = [], 0.0
     for number, (x, y) in enumerate(points):
@@ -92,14 +93,11 @@ class _Scale:
     ) -> "_Scale":
         low, high = min(values), max(values)
         if log:
-            pad = 1.0 if tight and high > low else 1.25
+            pad = 1.0 if tight and high > low else 1.3
             return _Scale(low / pad, high * pad, start, stop, log)
         low = min(0.0, low) if floor else low
-        spread = high - low
-        pad = 0.0 if tight else 0.06 * spread
-        return _Scale(
-            low if floor else low - pad, high + (pad or (0 if tight and high > low else 0.5)), start, stop, log
-        )
+        pad = 0.0 if tight and high > low else 0.06 * ((high - low) or abs(high) or 1.0)
+        return _Scale(low if floor else low - pad, high + pad, start, stop, log)
 
     def __call__(self, value: float) -> float:
         if self.log:
@@ -117,7 +115,9 @@ class _Scale:
             raw = (self.high - self.low) / about
             size = 10 ** math.floor(math.log10(raw))
             step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= raw)
-            found = [step * number for number in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
+            found = [
+                float(step * number) for number in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)
+            ]
         return [value for value in found if self.low * (1 - 1e-9) - 1e-12 <= value <= self.high * (1 + 1e-9) + 1e-12]
 
 
@@ -140,6 +140,8 @@ def _line(series: Series, across: _Scale, up: _Scale) -> str:
     faint = " faint" if series.faint else ""
     parts = [f'<polyline points="{path}" class="line row-{series.row}{faint}"><title>{escape(series.label)}</title>']
     parts.append("</polyline>")
+    if len(points) == 1:
+        parts.append(f'<circle cx="{points[0][0]:.1f}" cy="{points[0][1]:.1f}" r="3" class="dot row-{series.row}"/>')
     for (x, y), note in zip(points, series.notes, strict=False):
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.6" class="dot row-{series.row}"/>')
         parts.append(f'<text x="{x:.1f}" y="{y - 7:.1f}" class="note mid row-{series.row}">{escape(note)}</text>')

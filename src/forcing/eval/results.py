@@ -111,7 +111,7 @@ METRICS = (
         "free",
         "one",
         "ratio",
-        "How much two rollouts from the same start differ at their last frame, over how much the real world's do.",
+        "How much rollouts from the same start differ at the same frame, over how much the real world's do.",
         drift=True,
     ),
     Metric(

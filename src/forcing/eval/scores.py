@@ -73,7 +73,7 @@ class Judge:
         values = {
             "valid_free": float(valid.mean()),
             "frechet_free": self._distance(clips, real),
-            "diversity_free": _over(self._apart(clips), self._apart(real)),
+            "diversity_free": _over(*(sum(self._apart(each[:, b]) for b in buckets) for each in (clips, real))),
             "motion_free": _over(motion(clips), motion(real)),
         }
         curves = {

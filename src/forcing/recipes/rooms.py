@@ -41,7 +41,7 @@ class Lengths:
     dmd: int
 
 
-LENGTHS = {"demo": Lengths(400, 300, 100, 100), "full": Lengths(4500, 1000, 500, 400)}
+LENGTHS = {"demo": Lengths(400, 300, 100, 100), "full": Lengths(4500, 600, 400, 300)}
 
 
 def recipes(facts: Facts | None = None, scale: Scale = "full", chunk: int = 1) -> dict[str, Recipe]:
