@@ -76,6 +76,18 @@ def test_a_tile_must_be_right_and_well_drawn(judge):
     assert 0.9 < judged.control(slice(1, None)) <= 1.0 and judged.control_frames(slice(1, None)) < 0.5
 
 
+def test_what_is_determined_and_what_is_new_are_judged_apart(judge):
+    footage = judge.scenes.told
+    true = Views.read(footage.frames, 0.05)
+    known = against_itself(true, footage.led, 11).known
+    part = slice(1, None)
+    smudged = replace(true, valid=known)  # only what nothing determines is badly drawn
+    judged = against_truth(smudged, true, footage.led, 11)
+    assert judged.validity(part, determined=True) == 1.0 and judged.validity(part, determined=False) == 0.0
+    judged = against_truth(replace(true, valid=~known), true, footage.led, 11)
+    assert judged.validity(part, determined=True) == 0.0 and judged.validity(part, determined=False) == 1.0
+
+
 def test_remembering_nothing_is_not_control(judge):
     # In the dark every frame agrees with the last: there is nothing to see, so there is nothing to be right about.
     dark = Views(np.zeros((2, 6, 7, 7), np.int64), np.ones((2, 6, 7, 7), bool))
@@ -106,6 +118,9 @@ def test_features_see_looks_and_motion(judge):
     features = Features.fit(clips, 8)
     assert features.axes.T @ features.axes == pytest.approx(np.eye(8), abs=1e-4)
     assert features.of(clips).shape == (len(clips) * (clips.shape[1] - 1), 8)
+    order = np.random.default_rng(0).permuted(np.tile(np.arange(clips.shape[1]), (len(clips), 1)), axis=1)
+    shuffled = np.take_along_axis(clips, order[:, :, None, None, None], 1)
+    assert frechet(features.of(shuffled), features.of(clips)) > 1  # the same pictures, moving wildly
     still = clips[:, :1].repeat(clips.shape[1], 1)
     assert frechet(features.of(still), features.of(clips)) > 1
     assert abs(frechet(features.of(clips), features.of(clips))) < 1e-3
@@ -169,15 +184,22 @@ def test_scenes_are_held_out_and_line_up(recording, judge):
 
 
 def test_forks_go_on_from_where_the_start_ends(recording, judge):
-    episode = recording.load("heldout")[0]
-    keys = tuple(int(key) for key in episode.actions[:9])
-    origin = Origin(episode.prompt, episode.seed, keys)
-    first, second = fork([origin], 6, 0, 0.6), fork([origin], 6, 1, 0.6)
-    shown = [replay(episode.prompt, episode.seed, [*keys, key])[-1] for key in range(4)]
-    for clips in (first, second):
-        assert any((clips[0, 0] == frame).all() for frame in shown)
-    assert (first == fork([origin], 6, 0, 0.6)).all() and (first != second).any()
-    assert not (judge.scenes.forks[0] == judge.scenes.forks[1]).all()
+    held = recording.load("heldout")
+    origins = [Origin(e.prompt, e.seed, tuple(int(key) for key in e.actions[:9])) for e in held]
+    first, second = fork(origins, 6, 0, 0.6), fork(origins, 6, 1, 0.6)
+    for number, origin in enumerate(origins):
+        shown = [replay(origin.prompt, origin.seed, [*origin.actions, key])[-1] for key in range(4)]
+        for clips in (first, second):
+            assert any((clips[number, 0] == frame).all() for frame in shown)
+    assert (first == fork(origins, 6, 0, 0.6)).all() and (first != second).any()
+    scenes = judge.scenes
+    assert (scenes.forks[0] != scenes.forks[1]).any() and (scenes.forks[0] != scenes.reference).any()
+    for start, after in zip(scenes.free.frames, scenes.reference, strict=True):
+        found = [(e, at) for e in held for at in range(len(e) - 3) if (e.frames[at : at + 4] == start).all()]
+        shown = [
+            replay(e.prompt, e.seed, [*e.actions[: at + 3].tolist(), key])[-1] for e, at in found for key in range(4)
+        ]
+        assert any((after[0] == frame).all() for frame in shown)
 
 
 def test_scenes_that_cannot_be(recording, tmp_path):

@@ -112,10 +112,14 @@ def test_a_page_of_what_there_is(run, tmp_path):
         shutil.rmtree(run / name)
     whole = Results.load(results)
     kept = tuple(row for row in whole.rows if row.name in ("real", "base", "ar", "ar-2", "ar-1"))
-    Results(whole.about, kept).save(results_path(run))  # tells where the recording is
+    worlds = {name: facts for name, facts in whole.about["worlds"].items() if name != "ar-1"}
+    worlds["ar-2"]["sha256"]["model.safetensors"] = "another"
+    about = {**whole.about, "worlds": worlds}  # which also tells where the recording is
+    Results(about, kept).save(results_path(run))
     text, _ = read(report(run))
     assert "Not finished yet: cd, dmd-4step, dmd-2step, dmd-1step" in text and "causal CD, 2 steps" not in text
     assert "class=film " in text and text.count("not in this run") == 4
+    assert "Not measured yet: AR teacher cut to 1 step. Trained again since they were measured: AR teacher" in text
     (tmp_path / "bare").mkdir()
     text, _ = read(report(tmp_path / "bare"))
     assert "No stage of this run is finished yet." in text
@@ -159,6 +163,10 @@ def test_a_strip_holds_every_frame(recording):
     packed = base64.b64decode(strip(clip).removeprefix("data:image/png;base64,"))
     shown = np.asarray(Image.open(io.BytesIO(packed)).convert("RGB"))
     assert (shown == np.concatenate(list(clip), 1)).all()  # a drawn world has few colours: none is lost
+    blends = np.random.default_rng(0).integers(60, 90, (40, 56, 56, 3), dtype=np.uint8)
+    blends[20, :3, :3] = (255, 0, 0)
+    shown = Image.open(io.BytesIO(base64.b64decode(strip(blends).partition(",")[2]))).convert("RGB")
+    assert np.abs(np.asarray(shown)[:3, 20 * 56 : 20 * 56 + 3].astype(int) - (255, 0, 0)).max() < 30
 
 
 def test_charts():
@@ -169,7 +177,7 @@ def test_charts():
     page = Balanced()
     page.feed(figure)
     assert not page.wrong and not page.open
-    assert "loss &amp; more" in figure and "&lt;AR&gt;" in figure and figure.count("<circle") == 2
+    assert figure.count("loss &amp; more") == 2 and "&lt;AR&gt;" in figure and figure.count("<circle") == 2
     numbers = [float(number) for number in re.findall(r'points="([^"]*)"', figure)[1].replace(",", " ").split()]
     assert numbers[0] < numbers[2] and numbers[1] > numbers[3]  # right and up
     assert chart([], Axes("nothing", "step")) == ""

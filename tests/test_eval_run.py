@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from eval_toys import TINY, small_world
+from toys import shaken
 
 from forcing.eval.cost import cost
 from forcing.eval.measure import FULL, QUICK
@@ -121,6 +122,21 @@ def test_an_evaluation_continues_where_it_was(folder, evaluated, recording, monk
     loaded.clear()
     evaluate(folder, recording, replace(TINY, name="other"))
     assert not loaded
+
+
+def test_what_changes_is_measured_again(recording, tmp_path):
+    measure = replace(TINY, few=(), seeds=(0,), ahead=1, told=1, starts=1, nothing=2)
+    small_world(recording, "ar").save(tmp_path / "ar" / "world")
+    before = evaluate(tmp_path, recording, measure)
+    other = small_world(recording, "ar")
+    shaken(other.model, 5)
+    other.save(tmp_path / "ar" / "world")
+    again = evaluate(tmp_path, recording, measure)
+    assert again.row("ar").values["frechet_free"] != before.row("ar").values["frechet_free"]
+    assert again.row("real") == before.row("real")
+    longer = evaluate(tmp_path, recording, replace(measure, frames=8, bucket=4))
+    assert longer.row("ar").values["control"] == again.row("ar").values["control"]
+    assert longer.row("ar").values["frechet_free"] != again.row("ar").values["frechet_free"]
 
 
 def test_absent_stages_are_absent_rows(recording, tmp_path):

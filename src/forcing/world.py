@@ -108,7 +108,6 @@ class World:
             raise ValueError(f"need one action a frame: {len(prompts)} clips of {frames}, got {tuple(told.shape[:2])}")
         return Cond({"text": text}, {"action": told})
 
-    @torch.no_grad()  # as a decorator: within the generator it would leak to the caller between chunks
     def stream(
         self,
         conds: Iterable[Cond],
@@ -125,9 +124,16 @@ class World:
         how = sampling or self.recipe.sampling
         model: Backbone = Guided(self.model, how.guidance)
         cache = model.cache(clips, window=how.window, sink=how.sink)
-        if start is not None:
-            latents, told = start
-            frames = latents.shape[1]
-            for piece, at in zip(told.chunks(frames, how.chunk), range(0, frames, how.chunk), strict=True):
-                remember(model, latents[:, at : at + how.chunk], piece, cache)
-        yield from rollout(model, conds, (clips, how.chunk, *self.codec.config.latents), how.plan, cache, rng)
+        chunks = rollout(model, conds, (clips, how.chunk, *self.codec.config.latents), how.plan, cache, rng)
+        with torch.no_grad():  # never around a `yield`: it would leak to the caller between chunks
+            if start is not None:
+                latents, told = start
+                frames = latents.shape[1]
+                for piece, at in zip(told.chunks(frames, how.chunk), range(0, frames, how.chunk), strict=True):
+                    remember(model, latents[:, at : at + how.chunk], piece, cache)
+        while True:
+            with torch.no_grad():
+                chunk = next(chunks, None)
+            if chunk is None:
+                return
+            yield chunk

@@ -207,6 +207,7 @@ def test_a_chunk_is_shipped_before_it_is_remembered():
 def test_a_world_streams_lazily_and_leaves_gradients_on_for_its_caller():
     world = toy_world(toy_material(), "cd")
     conds = [world.cond(["day"], [[key]], 1) for key in ("left", "right", "wait")]
+    world.model.requires_grad_(True)
     pulled = []
 
     def user():

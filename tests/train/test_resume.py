@@ -66,6 +66,21 @@ def test_3_and_3_resumed_steps_are_6(data, tmp_path, stop, name):
     assert [json.loads(line)["step"] for line in whole["metrics.jsonl"].splitlines()] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.parametrize("step", [1, 2, 4, 5])
+def test_a_line_of_the_journal_may_begin_before_the_stop_and_end_after_it(data, tmp_path, stop, step):
+    # the student of DMD is updated every other step, and a line tells the newest that is known of each role
+    recipe = shrunk("dmd-2step", data, log=3)
+    train(recipe, tmp_path / "whole", starts(data), data, silent())
+    stop(step)
+    with pytest.raises(Interrupted):
+        train(recipe, tmp_path / "halves", starts(data), data, silent())
+    stop(None)
+    train(recipe, tmp_path / "halves", starts(data), data, silent())
+    whole, halves = ((tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "halves"))
+    assert whole == halves
+    assert all({"student/loss", "critic/loss"} <= json.loads(line).keys() for line in whole.splitlines())
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_a_checkpoint_holds_all_that_moved(data, tmp_path, name):
     recipe = shrunk(name, data)

@@ -112,11 +112,11 @@ def _take(options: Options, world: World) -> Take:
     frames = options.frames
     if frames is None:
         frames = _frames(world, blind + len(pressed) if pressed else FRAMES, how.chunk)
-    actions = None
+    actions, open_to_keys = None, max(0, frames - blind)
     if pressed:
-        actions = ((-1,) * blind + script.lasting(pressed, frames - blind),) * len(prompts)
+        actions = ((-1,) * blind + script.lasting(pressed, open_to_keys),) * len(prompts)
     elif options.policy:
-        walks = (script.wander(world.keys, frames - blind, options.seed, clip) for clip in range(len(prompts)))
+        walks = (script.wander(world.keys, open_to_keys, options.seed, clip) for clip in range(len(prompts)))
         actions = tuple((-1,) * blind + walk for walk in walks)
     return Take(prompts, frames, options.seed, how, options.at, actions, start)
 

@@ -67,18 +67,19 @@ def results_table(results: Results) -> str:
 
 def trade(results: Results) -> str:
     """Quality against price: Frechet distance over network evaluations a frame, a line for each family of models."""
-    figures = []
+    figures, shown = [], set()
     for metric in ("frechet_free", "frechet_nothing"):
         series = [_family(results, family, metric) for family in FAMILIES]
         drawn = [each for each in series if each.points]
+        shown |= {each.row for each in drawn}
         real, most = results.row("real"), max((x for each in drawn for x, _ in each.points), default=2.0)
         floor = real.mean(metric) if real else None
         if floor is not None and drawn:
             drawn.append(Series("real", "the real world against itself", [(2.0, floor), (most, floor)]))
         title = f"{BY_NAME[metric].group}, {BY_NAME[metric].title} (lower is better)"
         figures.append(chart(drawn, Axes(title, "network passes a frame", log_x=True, log_y=True)))
-    rows = [*FAMILIES.items(), ("real", "real against real")]
-    return _figures(figures, rows)
+    rows = [(family, label) for family, label in FAMILIES.items() if family in shown]
+    return _figures(figures, [*rows, ("real", "real against real")])
 
 
 def drift(results: Results) -> str:

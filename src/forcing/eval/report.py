@@ -16,7 +16,7 @@ from forcing.eval.measure import FULL, Measure
 from forcing.eval.page import drift, headline, missing, results_table, section, trade
 from forcing.eval.results import Results
 from forcing.eval.rooms import results_path
-from forcing.eval.rows import Candidate, candidates, home
+from forcing.eval.rows import Candidate, candidates, facts, home
 
 
 def report(
@@ -97,7 +97,8 @@ def _document(story: _Story) -> str:
         section("films", "What it looks like", _films(story)),
     ]
     if results is not None:
-        body.append(section("results", "What was measured", results_table(results), _measured_lead(results)))
+        table = results_table(results) + _unmeasured(story.rows, results)
+        body.append(section("results", "What was measured", table, _measured_lead(results)))
         body.append(section("trade", "Quality against price", trade(results)))
         body.append(section("drift", "Drift over long rollouts", drift(results), _drift_lead(results)))
     body.append(section("training", "How the stages learned", training(story.run, story.shipped)))
@@ -132,6 +133,15 @@ def _measured_lead(results: Results) -> str:
         f"and each of {len(measure['seeds'])} seeds. Shares in percent; mean over seeds, below it the range; the best "
         "few-step row is bold."
     )
+
+
+def _unmeasured(rows: Sequence[Candidate], results: Results) -> str:
+    measured = results.about["worlds"]
+    late = [row.label for row in rows if row.name not in measured]
+    stale = [row.label for row in rows if row.name in measured and measured[row.name]["sha256"] != facts(row)["sha256"]]
+    notes = [f"Not measured yet: {', '.join(late)}."] if late else []
+    notes += [f"Trained again since they were measured: {', '.join(stale)}."] if stale else []
+    return missing(" ".join([*notes, "Run `forcing eval` and make this report again."])) if notes else ""
 
 
 def _drift_lead(results: Results) -> str:

@@ -110,7 +110,8 @@ class Judge:
     def _varied(self, clips: np.ndarray) -> float:
         prompts = np.array(self.scenes.nothing.prompts)
         groups = [clips[prompts == prompt, -1:] for prompt in sorted(set(prompts))]
-        return float(np.mean([diversity(group) for group in groups if len(group) > 1]))
+        apart = [diversity(group) for group in groups if len(group) > 1]
+        return float(np.mean(apart)) if apart else math.nan
 
     def _buckets(self, frames: int) -> list[slice]:
         size = self.measure.bucket

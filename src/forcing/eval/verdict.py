@@ -107,7 +107,7 @@ def _held(results: Results) -> list[Claim]:
 
 
 def _called(metric: str) -> str:
-    return f"{BY_NAME[metric].group.split(' ')[0].lower()} {BY_NAME[metric].title}"
+    return f"{BY_NAME[metric].group.split(' ')[0]} ({BY_NAME[metric].title})"
 
 
 def _number(metric: str, value: float) -> str:

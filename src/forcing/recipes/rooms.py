@@ -84,10 +84,10 @@ def recipes(facts: Facts | None = None, scale: Scale = "full", chunk: int = 1) -
         made[f"dmd-{n}step"] = replace(
             cd,
             name=f"dmd-{n}step",
-            stage=DMD(plan, chunk, GUIDANCE, shift=SHIFT),
+            stage=DMD(plan, chunk, GUIDANCE, critic_first=50, shift=SHIFT),
             roles={
-                "student": Role("cd", Optim(lr=0.002, adam_lr=2e-4), 0.95),
-                "critic": Role("base", Optim(lr=0.002, adam_lr=2e-4)),
+                "student": Role("cd", Optim(lr=0.001, adam_lr=1e-4), 0.9),
+                "critic": Role("base", Optim(lr=0.004, adam_lr=4e-4)),
                 "teacher": Role("base"),
             },
             sampling=Sampling(plan, 1.0, chunk, FRAMES),

@@ -38,11 +38,12 @@ LossFn = Callable[[Models, Batch, torch.Generator], Loss]
 
 @dataclass(frozen=True)
 class Update:
-    """One optimizer step of `role`: the sum of its losses, taken in the last of every `every` steps."""
+    """One optimizer step of `role`: the sum of its losses, taken in the last of every `every` steps from `start` on."""
 
     role: str
     losses: tuple[LossFn, ...]
     every: int = 1
+    start: int = 0
 
 
 @runtime_checkable

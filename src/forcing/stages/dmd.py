@@ -24,6 +24,8 @@ class DMD:
     """`plan`: how the student generates; each training rollout ends every chunk at a random level of it.
 
     guidance: of the teacher, in the one formula of `guidance.py`. critic_updates: critic steps for each student step.
+    critic_first: critic steps before the student's first. A critic that still is the base sees nothing but guidance
+    between itself and the teacher, and would drive the student towards ever more of it.
     shift, lowest, highest: the noise levels at which the two are compared. detach: no gradient through the cache.
     """
 
@@ -31,6 +33,7 @@ class DMD:
     chunk: int = 1
     guidance: float = 4.0
     critic_updates: int = 5
+    critic_first: int = 0
     shift: float = 5.0
     lowest: float = 0.02
     highest: float = 0.98
@@ -41,7 +44,7 @@ class DMD:
         # the critic first: by the student's first step it should know something of the student's distribution
         return [
             Update("critic", (self.critic_loss,)),
-            Update("student", (self.student_loss,), every=self.critic_updates),
+            Update("student", (self.student_loss,), every=self.critic_updates, start=self.critic_first),
         ]
 
     def student_loss(self, models: Models, batch: Batch, rng: torch.Generator) -> Loss:

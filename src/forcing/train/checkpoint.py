@@ -37,6 +37,7 @@ def save(state: State, recipe: Recipe, folder: Path, keep: int) -> Path:
         "torch": torch.__version__,
         "recipe": dump(recipe),
         "optimizers": scalars,
+        "recent": state.recent,
     }
     (draft / "state.json").write_text(json.dumps(document, indent=1))
     if path.exists():
@@ -74,7 +75,7 @@ def load(state: State, path: Path, recipe: Recipe) -> None:
         own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
         state.models[role].load_state_dict(own, strict=True)
     _unflatten(state, tensors, document["optimizers"])
-    state.step = document["step"]
+    state.step, state.recent = document["step"], document.get("recent", {})
 
 
 def _all(folder: Path) -> list[Path]:

@@ -50,8 +50,8 @@ def check(name: str, start: str, gate: Gate, verdict: Verdict) -> None:
     if gate.control is not None and not verdict.control - 1 >= gate.control * (verdict.control_before - 1):
         raise GateClosed(
             f"{name} listens less than it may: controllability gauge {verdict.control:.2f}, where 1 is deaf; it must "
-            f"keep {gate.control:.0%} of what {start} has above that ({verdict.control_before:.2f}). Train it longer or "
-            "at a lower learning rate."
+            f"keep {gate.control:.0%} of what {start} has above that ({verdict.control_before:.2f}). Train it longer "
+            "or at a lower learning rate."
         )
     if gate.quality is not None and not verdict.quality <= gate.quality * verdict.quality_before:
         raise GateClosed(

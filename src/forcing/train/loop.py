@@ -37,7 +37,7 @@ def fit(
         metrics: dict[str, Tensor] = {}
         factor = schedule.at(state.step, steps)
         for n, update in enumerate(stage.updates()):
-            if (state.step + 1) % update.every == 0:
+            if state.step >= update.start and (state.step + 1) % update.every == 0:
                 rng = seeded(seed, "step", state.step, n)
                 taken = take(update, state, source.batch_at(state.step, n), rng, clip, factor)
                 metrics |= {f"{update.role}/{name}": value for name, value in taken.items()}

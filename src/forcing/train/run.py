@@ -113,8 +113,9 @@ def _after_step(
 ) -> Callable[[State, Metrics], bool]:
     def after(state: State, metrics: Metrics) -> bool:
         done = state.step == recipe.steps
+        state.recent |= {name: value.item() for name, value in metrics.items()}
         if state.step % recipe.log == 0 or done:
-            values = {name: value.item() for name, value in metrics.items()}
+            values, state.recent = state.recent, {}
             if state.step % (10 * recipe.log) == 0 or done:
                 values |= {f"gauge/{name}": value for name, value in gauge(state.product(), recipe, data).items()}
             journal.write(state.step, values)

@@ -1,7 +1,7 @@
 """All that a run needs to continue exactly: models, optimizers, averages, and the step."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -13,12 +13,16 @@ from forcing.recipe import Optim
 
 @dataclass
 class State:
-    """`models`: by role, with "<role>_ema" for averages. `optimizers`: of each trained role. `ema`: decay by role."""
+    """`models`: by role, with "<role>_ema" for averages. `optimizers`: of each trained role. `ema`: decay by role.
+
+    recent: the newest of each metric since the journal's last line, as not every role is updated in every step.
+    """
 
     models: dict[str, Network]
     optimizers: dict[str, list[Optimizer]]
     ema: dict[str, float]
     step: int = 0
+    recent: dict[str, float] = field(default_factory=dict)
 
     @staticmethod
     def begin(models: dict[str, Network], optims: dict[str, Optim], ema: dict[str, float]) -> "State":
