@@ -58,5 +58,5 @@ class Measure:
 
 FULL = Measure("full")
 QUICK = Measure(
-    "quick", ahead=12, told=9, starts=9, nothing=48, train=96, frames=32, bucket=8, many=16, keep=32, timed=6
+    "quick", ahead=9, told=6, starts=8, nothing=36, train=96, frames=24, bucket=8, many=16, keep=24, timed=4
 )

@@ -41,7 +41,7 @@ class Lengths:
     dmd: int
 
 
-LENGTHS = {"demo": Lengths(400, 300, 100, 100), "full": Lengths(4500, 600, 400, 300)}
+LENGTHS = {"demo": Lengths(400, 120, 120, 60), "full": Lengths(4500, 600, 400, 300)}
 
 
 def recipes(facts: Facts | None = None, scale: Scale = "full", chunk: int = 1) -> dict[str, Recipe]:
@@ -67,7 +67,7 @@ def recipes(facts: Facts | None = None, scale: Scale = "full", chunk: int = 1) -
         roles={"student": Role("base", Optim(lr=0.01, adam_lr=1e-3), 0.99)},
         sampling=many,
         steps=steps.ar,
-        gate=Gate(control=0.8),
+        gate=Gate(control=0.8, quality=1.5),
     )
     cd = replace(
         ar,
@@ -84,10 +84,10 @@ def recipes(facts: Facts | None = None, scale: Scale = "full", chunk: int = 1) -
         made[f"dmd-{n}step"] = replace(
             cd,
             name=f"dmd-{n}step",
-            stage=DMD(plan, chunk, GUIDANCE, critic_first=50, shift=SHIFT),
+            stage=DMD(plan, chunk, GUIDANCE, critic_first=steps.dmd // 6, shift=SHIFT),
             roles={
-                "student": Role("cd", Optim(lr=0.001, adam_lr=1e-4), 0.9),
-                "critic": Role("base", Optim(lr=0.004, adam_lr=4e-4)),
+                "student": Role("cd", Optim(lr=0.0005, adam_lr=5e-5), 0.9),
+                "critic": Role("base", Optim(lr=0.001, adam_lr=1e-4)),
                 "teacher": Role("base"),
             },
             sampling=Sampling(plan, 1.0, chunk, FRAMES),
