@@ -41,7 +41,7 @@ class Lengths:
     dmd: int
 
 
-LENGTHS = {"demo": Lengths(400, 120, 120, 60), "full": Lengths(4500, 600, 400, 300)}
+LENGTHS = {"demo": Lengths(400, 200, 140, 60), "full": Lengths(4500, 600, 400, 300)}
 
 
 def recipes(facts: Facts | None = None, scale: Scale = "full", chunk: int = 1) -> dict[str, Recipe]:
@@ -67,7 +67,7 @@ def recipes(facts: Facts | None = None, scale: Scale = "full", chunk: int = 1) -
         roles={"student": Role("base", Optim(lr=0.01, adam_lr=1e-3), 0.99)},
         sampling=many,
         steps=steps.ar,
-        gate=Gate(control=0.8, quality=1.5),
+        gate=Gate(control=0.8, quality=2.0),
     )
     cd = replace(
         ar,

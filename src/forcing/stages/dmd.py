@@ -55,7 +55,8 @@ class DMD:
             x, _ = noised(video, sigma, rng)
             teacher = Guided(models["teacher"], self.guidance, lambda _: batch.uncond)
             real = flow.to_x0(x, teacher(x, sigma, batch.cond, everything), sigma)
-            fake = flow.to_x0(x, models["critic"](x, sigma, batch.cond, everything), sigma)
+            critic = models.get("critic_ema", models["critic"])  # averaged if the recipe asks: a steadier judge
+            fake = flow.to_x0(x, critic(x, sigma, batch.cond, everything), sigma)
             towards = direction(video, real, fake)
         return Loss(descend(video, towards), {"direction": towards.abs().mean()})
 
