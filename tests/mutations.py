@@ -175,9 +175,11 @@ MUTATIONS = [
         ("stages/dmd.py", "(video - towards).detach()", "(video + towards).detach()"),
         (
             "stages/dmd.py",
-            'models["critic"](x, sigma, batch.cond, everything)',
-            'Guided(models["critic"], self.guidance, lambda _: batch.uncond)(x, sigma, batch.cond, everything)',
+            "critic(x, sigma, batch.cond, everything)",
+            "Guided(critic, self.guidance, lambda _: batch.uncond)(x, sigma, batch.cond, everything)",
         ),
+        ("stages/dmd.py", 'models.get("critic_ema", models["critic"])', 'models["critic"]'),
+        ("stages/dmd.py", "start=self.critic_first)", "start=0)"),
         ("stages/dmd.py", 'Guided(models["teacher"], self.guidance,', 'Guided(models["teacher"], 1.0,'),
         ("stages/dmd.py", "self.plan.cut(rng)", "self.plan"),
         ("stages/dmd.py", ".clamp(self.lowest, self.highest)", ""),
@@ -198,6 +200,7 @@ MUTATIONS = [
     *group(
         10,
         "train/test_loop.py",
+        ("train/loop.py", "state.step >= update.start and ", ""),
         ("train/state.py", "old.lerp_(new, 1 - decay)", "old.lerp_(new, decay)"),
         ("train/state.py", 'self.models.get(role + "_ema", self.models[role])', "self.models[role]"),
         ("train/loop.py", "    if update.role in state.ema:\n", "    if False:\n"),

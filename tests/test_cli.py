@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import av
@@ -372,7 +373,11 @@ def test_the_shipped_world_is_the_default(run, tmp_path, capsys, monkeypatch):
     assert code == 0 and out.startswith("ar: 2 frames")
 
 
-def test_an_interrupted_clip_leaves_nothing(run, tmp_path, capsys, monkeypatch):
+def test_an_interrupted_clip_leaves_nothing(run, tmp_path, capsys, monkeypatch, request):
+    # a shell that runs the tests in the background has them ignore Ctrl-C
+    request.addfinalizer(
+        partial(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, signal.default_int_handler))
+    )
     add = media.Film.add
     monkeypatch.setattr(
         media.Film, "add", lambda self, frames: add(self, frames) or os.kill(os.getpid(), signal.SIGINT)

@@ -161,7 +161,7 @@ def shrunk(name: str, data: Material, chunk: int = 1, **changes) -> Recipe:
     plan = Plan.ode(2, 3.0) if not recipe.sampling.plan.fresh else recipe.sampling.plan
     sampling = replace(recipe.sampling, plan=plan, chunk=FRAMES if whole else chunk, window=FRAMES)
     if isinstance(recipe.stage, DMD):
-        recipe = replace(recipe, stage=replace(recipe.stage, critic_updates=2))
+        recipe = replace(recipe, stage=replace(recipe.stage, critic_updates=2, critic_first=0))
     sizes = {"steps": 6, "batch": 4, "frames": FRAMES, "log": 1, "save": 100, "gate": Gate()}
     return replace(recipe, backbone=TinyConfig(facts.latents, **small), sampling=sampling, **{**sizes, **changes})
 

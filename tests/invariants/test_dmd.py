@@ -83,6 +83,14 @@ def test_a_critic_that_is_the_teacher_moves_nothing(models, batch):
     assert STAGE.student_loss(models, batch, rng(3)).value > 1e-4  # guidance does move it
 
 
+def test_an_averaged_critic_judges_and_the_critic_itself_learns(models, batch):
+    spies = {role: Spy(model) for role, model in (models | {"critic_ema": wild(7)}).items()}
+    STAGE.student_loss(spies, batch, rng())
+    assert len(spies["critic_ema"].calls) == 1 and not spies["critic"].calls
+    STAGE.critic_loss(spies, batch, rng())
+    assert len(spies["critic_ema"].calls) == 1 and len(spies["critic"].calls) == 1
+
+
 def test_guidance_is_the_teachers_alone(models, batch):
     spies = {role: Spy(model) for role, model in models.items()}
     STAGE.student_loss(spies, batch, rng())
@@ -151,5 +159,6 @@ def test_the_clip_is_as_long_as_the_batchs_and_made_from_its_conditions(models, 
 
 
 def test_the_critic_comes_first_and_more_often():
-    critic, student = DMD(critic_updates=5).updates()
-    assert (critic.role, critic.every, student.role, student.every) == ("critic", 1, "student", 5)
+    critic, student = DMD(critic_updates=5, critic_first=20).updates()
+    assert (critic.role, critic.every, critic.start) == ("critic", 1, 0)
+    assert (student.role, student.every, student.start) == ("student", 5, 20)

@@ -191,3 +191,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_weights_are_touched(
     with pytest.raises(Diverged, match=r"step 0, student: loss -?(nan|inf)"):
         take(Update("student", (Slope(height).loss,)), state, batch, torch.Generator(), 1.0, 1.0)
     assert same(before, weights(state.models["student"])) and batch.latents.shape[1] == FRAMES
+
+
+def test_a_role_waits_for_its_start(data):
+    recipe, state, source = begun(data, "dmd-2step")
+    recipe = replace(recipe, stage=replace(recipe.stage, critic_first=3))
+    told = []
+    run(recipe, state, source, 6, lambda state, metrics: told.append(set(metrics)) or True)
+    assert ["student/loss" in metrics for metrics in told] == [False, False, False, True, False, True]

@@ -41,7 +41,7 @@ class Lengths:
     dmd: int
 
 
-LENGTHS = {"demo": Lengths(400, 200, 140, 60), "full": Lengths(4500, 600, 400, 300)}
+LENGTHS = {"demo": Lengths(400, 160, 140, 36), "full": Lengths(4500, 600, 400, 300)}
 
 
 def recipes(facts: Facts | None = None, scale: Scale = "full", chunk: int = 1) -> dict[str, Recipe]:
