@@ -78,7 +78,7 @@ def test_frozen_roles_stay_as_they_are_and_trained_ones_move(data):
     before = {role: weights(model) for role, model in state.models.items()}
     run(recipe, state, source, 2)
     moved = {role for role, model in state.models.items() if not same(before[role], weights(model))}
-    assert moved == {"student", "critic", "student_ema"}
+    assert moved == {"student", "critic", "student_ema", "critic_ema"}
     assert {role for role, model in state.models.items() if any(p.requires_grad for p in model.parameters())} == {
         "student",
         "critic",

@@ -87,7 +87,7 @@ def recipes(facts: Facts | None = None, scale: Scale = "full", chunk: int = 1) -
             stage=DMD(plan, chunk, GUIDANCE, critic_first=steps.dmd // 6, shift=SHIFT),
             roles={
                 "student": Role("cd", Optim(lr=0.0005, adam_lr=5e-5), 0.9),
-                "critic": Role("base", Optim(lr=0.001, adam_lr=1e-4)),
+                "critic": Role("base", Optim(lr=0.001, adam_lr=1e-4), 0.98),
                 "teacher": Role("base"),
             },
             sampling=Sampling(plan, 1.0, chunk, FRAMES),
