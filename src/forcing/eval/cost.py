@@ -3,6 +3,7 @@
 import statistics
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -10,9 +11,10 @@ from forcing.backbone import Backbone
 from forcing.cond import Cond
 from forcing.data.order import seeded
 from forcing.eval.rows import Candidate
+from forcing.flow import randn
 from forcing.guidance import Guided
 from forcing.layout import Cache, Layout
-from forcing.rollout import rollout
+from forcing.rollout import remember, rollout
 from forcing.shapes import Latents, Sigma
 from forcing.world import World
 
@@ -41,25 +43,25 @@ class Cost:
 
 @torch.no_grad()
 def cost(world: World, row: Candidate, frames: int) -> Cost:
-    """Measured on one clip with the threads torch has, a full window before the first of `frames` frames timed.
+    """Measured over about `frames` frames of one clip, after a full window, with the threads torch has.
 
     A bidirectional model makes one clip, whose price its frames share.
     """
-    how, model = row.sampling, Counted(world.model)
-    chunk = how.chunk
-    before = -(-how.window // chunk) if row.causal else 0
-    chunks = before + -(-frames // chunk) if row.causal else 1
-    cond = world.cond([world.text.prompts[0]], None, chunks * chunk)
-    cache = Guided(model, how.guidance).cache(1, window=how.window, sink=how.sink)
-    shape = (1, chunk, *world.codec.config.latents)
-    spent, seen = [], [0]
-    began = time.perf_counter()
-    conds = cond.chunks(chunks * chunk, chunk)
-    for _ in rollout(Guided(model, how.guidance), conds, shape, how.plan, cache, seeded(0, "eval", "cost")):
-        now = time.perf_counter()
-        spent.append(1000 * (now - began) / chunk)
-        seen.append(model.frames)
-        began = now
-    # what lies between two chunks is the steps of one and settling the one before
-    passes = (seen[-1] - seen[before]) / ((chunks - before) * chunk)
-    return Cost(passes, statistics.median(spent[before:]))
+    how, counted = row.sampling, Counted(world.model)
+    model = Guided(counted, how.guidance)
+    shape = (1, how.chunk, *world.codec.config.latents)
+    rng = seeded(0, "eval", "cost")
+    cond = world.cond([world.text.prompts[0]], None, how.chunk)
+    cache = model.cache(1, window=how.window, sink=how.sink)
+    if row.causal:
+        for _ in range(-(-how.window // how.chunk)):
+            remember(model, randn(shape, rng), cond, cache)
+    chunks = 1 + -(-frames // how.chunk) if row.causal else 1
+    clock, seen = [time.perf_counter()], [counted.frames]
+    for _ in rollout(model, [cond] * chunks, shape, how.plan, cache, rng):
+        clock.append(time.perf_counter())
+        seen.append(counted.frames)
+    # from the first chunk to the last each costs its steps and settling the one before it
+    first = 1 if row.causal else 0
+    spent = [1000 * (after - before) / how.chunk for before, after in pairwise(clock[first:])]
+    return Cost((seen[-1] - seen[first]) / (len(spent) * how.chunk), statistics.median(spent))

@@ -58,5 +58,5 @@ class Measure:
 
 FULL = Measure("full")
 QUICK = Measure(
-    "quick", ahead=9, told=6, starts=8, nothing=36, train=96, frames=24, bucket=8, many=16, keep=24, timed=4
+    "quick", ahead=6, told=6, starts=7, nothing=30, train=96, frames=24, bucket=8, many=16, keep=24, timed=6
 )

@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from forcing.eval.rows import Candidate, candidates, facts
 from forcing.eval.samples import effort, real, sample
 from forcing.eval.scenes import gather
 from forcing.eval.scores import Judge, Scores
+from forcing.eval.workers import Tick, side_by_side
 from forcing.world import World
 
 VERSION = 1  # raise it where a figure of an unchanged world would change
@@ -69,19 +71,35 @@ def evaluate(
 
 @dataclass(frozen=True)
 class _Unit:
-    """One row at one seed: `path` holds its scores once they are measured. candidate: None for the real world."""
+    """One row at one seed. candidate: None for the real world. path: of its scores; `priced`: of its cost."""
 
     row: str
     seed: int
     candidate: Candidate | None
     path: Path
 
+    @property
+    def priced(self) -> Path:
+        return self.path.with_suffix(".cost.json")
+
+    @property
+    def label(self) -> str:
+        return f"{self.candidate.label if self.candidate else 'the real world'}, seed {self.seed}"
+
     def read(self) -> Scores | None:
-        try:
-            found = json.loads(self.path.read_text())
-            return Scores(found["values"], found["curves"])
-        except (OSError, ValueError, KeyError):
+        """What was measured; None if something is not yet."""
+        found, price = _read(self.path), _read(self.priced) if self.candidate else {}
+        if found is None or price is None or not {"values", "curves"} <= found.keys():
             return None
+        return Scores(found["values"] | price, found["curves"])
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _units(run: Path, recording: Recording, measure: Measure, row: Candidate | None) -> list[_Unit]:
@@ -98,33 +116,36 @@ def _measure(units: Sequence[_Unit], recording: Recording, measure: Measure, pro
     if not units:
         return
     progress("real footage", 0.0)
-    judge = Judge.appoint(gather(recording, measure), measure)
-    total = sum(effort(unit.candidate, measure) for unit in units if unit.candidate) or 1
-    spent, worlds = 0, {}
-    for unit in units:
-        what = f"{unit.candidate.label if unit.candidate else 'the real world'}, seed {unit.seed}"
-
-        def tick(passes: int, what: str = what) -> None:
-            nonlocal spent
-            spent += passes
-            progress(what, min(1.0, spent / total))
-
-        tick(0)
-        if unit.candidate is None:
-            scores = judge.score(real(judge.scenes, unit.seed), measure.clip - 1, 1)
-        else:
-            path = unit.candidate.world
-            world = worlds[path] if path in worlds else World.load(path)
-            worlds = {path: world}  # rows of one world follow each other
-            scores = _scored(world, unit.candidate, unit.seed, judge, tick)
-        write(unit.path, asdict(scores))
+    worlds = {each.world: World.load(each.world) for unit in units if (each := unit.candidate)}
+    unscored = [unit for unit in units if _read(unit.path) is None]
+    total = sum(_effort(unit, measure) for unit in unscored) or 1
+    if unscored:
+        judge = Judge.appoint(gather(recording, measure), measure)
+        # the longest first, so that no worker is left alone with it in the end
+        order = sorted(unscored, key=lambda unit: -_effort(unit, measure))
+        jobs = [(unit.label, partial(_score, unit, worlds, judge)) for unit in order]
+        side_by_side(jobs, lambda what, done: progress(what, 0.95 * min(1.0, done / total)))
+    unpriced = [unit for unit in units if unit.candidate and _read(unit.priced) is None]
+    for number, unit in enumerate(unpriced):  # alone, or they would slow each other down
+        progress(f"cost: {unit.label}", 0.95 + 0.05 * number / len(unpriced))
+        if unit.candidate:
+            price = cost(worlds[unit.candidate.world], unit.candidate, measure.timed)
+            write(unit.priced, asdict(price))
+    progress("done", 1.0)
 
 
-def _scored(world: World, row: Candidate, seed: int, judge: Judge, tick: Callable[[int], None]) -> Scores:
-    samples = sample(world, row, judge.scenes, seed, tick)
-    scores = judge.score(samples, row.memory, row.sampling.chunk)
-    price = cost(world, row, judge.measure.timed)
-    return Scores(scores.values | {"passes": price.passes, "ms": price.ms}, scores.curves)
+def _score(unit: _Unit, worlds: Mapping[Path, World], judge: Judge, tick: Tick) -> None:
+    row = unit.candidate
+    if row is None:
+        scores = judge.score(real(judge.scenes, unit.seed), judge.measure.clip - 1, 1)
+    else:
+        samples = sample(worlds[row.world], row, judge.scenes, unit.seed, tick)
+        scores = judge.score(samples, row.memory, row.sampling.chunk)
+    write(unit.path, asdict(scores))
+
+
+def _effort(unit: _Unit, measure: Measure) -> int:
+    return effort(unit.candidate, measure) if unit.candidate else 0
 
 
 def _row(name: str, label: str, units: Sequence[_Unit]) -> Row:

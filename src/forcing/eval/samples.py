@@ -4,7 +4,6 @@ One rollout for each regime serves every metric. Noise is a function of the seed
 meets the same.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,14 +16,13 @@ from forcing.data.order import seeded
 from forcing.eval.measure import Measure
 from forcing.eval.rows import Candidate
 from forcing.eval.scenes import Footage, Scenes
+from forcing.eval.workers import Tick
 from forcing.guidance import Guided
 from forcing.layout import Cache, Layout, full
 from forcing.rollout import denoise
 from forcing.shapes import Latents, Sigma
 from forcing.stages.diffusion import given_clean
 from forcing.world import World
-
-Tick = Callable[[int], None]  # told how many network evaluations of a frame were done
 
 
 @dataclass(frozen=True)
