@@ -69,6 +69,9 @@ def test_told_means_told_and_free_means_free(recording, judge, folder):
     assert (player.told(footage, 4, 4) != player.told(other, 4, 4)).any()
     assert (player.free(footage, 4, 4) == player.free(other, 4, 4)).all()
     assert (player.free(footage, 4, 4) != Player(world, row, 1).free(footage, 4, 4)).any()
+    together, others = player.both(footage, judge.scenes.free, 4, 4), player.both(other, judge.scenes.free, 4, 4)
+    assert [len(clips) for clips in together] == [3, 6]
+    assert (together[0] != others[0]).any() and (together[1] == others[1]).all()
 
 
 def test_passes_of_the_rows(folder):

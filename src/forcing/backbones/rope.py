@@ -27,8 +27,13 @@ def angles(times: Tensor, height: int, width: int, dim: int, base: float) -> Ten
     ).flatten(0, 2)
 
 
-def rotate(x: Tensor, angle: Tensor) -> Tensor:
-    """Rotate neighbouring channel pairs of x [B, S, heads, dim] by angle [S, dim / 2]."""
-    cos, sin = angle.cos()[:, None].to(x.dtype), angle.sin()[:, None].to(x.dtype)
-    even, odd = x[..., 0::2], x[..., 1::2]
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
+def turns(angle: Tensor, dtype: torch.dtype) -> Tensor:
+    """e^(i angle), complex, in the precision of `dtype` but no less than float32."""
+    real = angle.to(torch.promote_types(dtype, torch.float32))
+    return torch.polar(torch.ones_like(real), real)
+
+
+def rotate(x: Tensor, turn: Tensor) -> Tensor:
+    """Turn neighbouring channel pairs of x [B, S, heads, dim], taken as complex numbers, by turn [S, dim / 2]."""
+    pairs = torch.view_as_complex(x.to(turn.real.dtype).unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * turn[:, None]).flatten(-2).to(x.dtype)

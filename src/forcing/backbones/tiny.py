@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from forcing.backbones.attention import attend
-from forcing.backbones.rope import angles, rotate
+from forcing.backbones.rope import angles, rotate, turns
 from forcing.cond import Cond
 from forcing.layout import Cache, Layout
 
@@ -81,17 +81,17 @@ class Tiny(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor, cond: Cond, layout: Layout) -> Tensor:
         p, (h, w) = self.config.patch, self.grid
         tokens = rearrange(x, "b f c (h p) (w q) -> b (f h w) (c p q)", p=p, q=p)
-        tokens = self.patch_in(tokens) + self.place.repeat(x.shape[1], 1)
-        told = F.silu(self._told(sigma, cond))
-        angle = angles(layout.times, h, w, self.config.dim // self.config.heads, self.config.rope_base).to(x.device)
+        tokens = rearrange(self.patch_in(tokens), "b (f n) d -> b f n d", n=h * w) + self.place
+        told = F.silu(self._told(sigma, cond))[:, :, None]
+        angle = angles(layout.times, h, w, self.config.dim // self.config.heads, self.config.rope_base)
+        turn = turns(angle, x.dtype).to(x.device)
         for block in self.blocks:
             if self.config.checkpoint and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, told, angle, layout, use_reentrant=False)
+                tokens = checkpoint(block, tokens, told, turn, layout, use_reentrant=False)
             else:
-                tokens = block(tokens, told, angle, layout)
-        shift, scale = _spread(self.head_modulation(told), h * w).chunk(2, -1)
-        out = self.head(_modulate(tokens, shift, scale))
-        out = rearrange(out, "b (f h w) (c p q) -> b f c (h p) (w q)", h=h, w=w, p=p, q=p)
+                tokens = block(tokens, told, turn, layout)
+        out = self.head(_modulate(tokens, *self.head_modulation(told).chunk(2, -1)))
+        out = rearrange(out, "b f (h w) (c p q) -> b f c (h p) (w q)", h=h, w=w, p=p, q=p)
         if self.config.predict == "velocity":
             return out
         return (x - out) / sigma.clamp(min=self.config.sigma_floor)[:, :, None, None, None].to(x.dtype)
@@ -120,22 +120,19 @@ class Block(nn.Module):
             nn.Linear(config.mlp * config.dim, config.dim),
         )
 
-    def forward(self, x: Tensor, told: Tensor, angle: Tensor, layout: Layout) -> Tensor:
-        tokens = x.shape[1] // told.shape[1]
-        shift1, scale1, gate1, shift2, scale2, gate2 = _spread(self.modulation(told), tokens).chunk(6, -1)
-        q, k, v = rearrange(self.qkv(_modulate(x, shift1, scale1)), "b s (t h d) -> t b s h d", t=3, h=self.heads)
-        q, k = rotate(self.norm_q(q), angle), rotate(self.norm_k(k), angle)
-        x = x + gate1 * self.out(rearrange(attend(q, k, v, layout, self.layer), "b s h d -> b s (h d)"))
-        return x + gate2 * self.mlp(_modulate(x, shift2, scale2))
+    def forward(self, x: Tensor, told: Tensor, turn: Tensor, layout: Layout) -> Tensor:
+        """x [B, F, N, D] of N tokens a frame, told [B, F, 1, D], turn [F * N, head / 2] complex."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(told).chunk(6, -1)
+        qkv = self.qkv(_modulate(x, shift1, scale1))
+        q, k, v = rearrange(qkv, "b f n (t h d) -> t b (f n) h d", t=3, h=self.heads)
+        q, k = rotate(self.norm_q(q), turn), rotate(self.norm_k(k), turn)
+        seen = attend(q, k, v, layout, self.layer)
+        x = torch.addcmul(x, gate1, self.out(rearrange(seen, "b (f n) h d -> b f n (h d)", f=x.shape[1])))
+        return torch.addcmul(x, gate2, self.mlp(_modulate(x, shift2, scale2)))
 
 
 def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift
-
-
-def _spread(per_frame: Tensor, tokens: int) -> Tensor:
-    """[B, F, D] -> [B, F * tokens, D]."""
-    return per_frame.repeat_interleave(tokens, 1)
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:]), 1 + scale)
 
 
 def _sinusoid(time: Tensor, dim: int) -> Tensor:

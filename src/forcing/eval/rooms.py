@@ -21,7 +21,7 @@ from forcing.eval.scores import Judge, Scores
 from forcing.eval.workers import Tick, side_by_side
 from forcing.world import World
 
-VERSION = 1  # raise it where a figure of an unchanged world would change
+VERSION = 2  # raise it where a figure of an unchanged world would change
 REAL = "real"
 Progress = Callable[[str, float], None]  # what is being measured, and the share of the work that is done
 

@@ -74,7 +74,7 @@ def sample(world: World, row: Candidate, scenes: Scenes, seed: int, tick: Tick) 
     if not row.causal:
         return Samples(None, player.told(scenes.told, 0, clip), None, nothing, started=False)
     start, frames = scenes.free.frames.shape[1], scenes.reference.shape[1]
-    told, free = player.told(scenes.told, start, frames), player.free(scenes.free, start, frames)
+    told, free = player.both(scenes.told, scenes.free, start, frames)
     return Samples(player.ahead(scenes.ahead), told, free, nothing)
 
 
@@ -105,6 +105,13 @@ class Player:
         """`frames` frames after the first `start` of `footage`, or from nothing; no key is told."""
         untold = np.full((len(footage), start + frames), -1)
         return self._roll("free" if start else "nothing", footage, untold, start, frames)
+
+    def both(self, told: Footage, free: Footage, start: int, frames: int) -> tuple[np.ndarray, np.ndarray]:
+        """`told(told, ...)` and `free(free, ...)` in one batch, which takes less time than two."""
+        led = np.concatenate([told.led[:, : start + frames], np.full((len(free), start + frames), -1)])
+        given = np.concatenate([told.frames[:, :start], free.frames[:, :start]])
+        clips = self._roll("both", Footage(given, led, told.prompts + free.prompts), led, start, frames)
+        return clips[: len(told)], clips[len(told) :]
 
     @torch.no_grad()
     def ahead(self, footage: Footage) -> np.ndarray:
