@@ -11,7 +11,7 @@ import pytest
 
 from forcing.data.shards import MANIFEST, Recording, RecordingError, write_shard
 from forcing.envs import rooms
-from forcing.envs.gym import Record, open_worlds, record, replay, same_actions, shrink
+from forcing.envs.gym import Record, open_envs, record, replay, same_actions, shrink
 
 
 class Echo(gymnasium.Env):
@@ -163,12 +163,12 @@ def test_actions_that_are_the_same_are_kept_once(tmp_path):
 
 
 def test_an_action_that_matters_only_later_is_kept():
-    assert same_actions(open_worlds("forcingtest/Late-v0")[0], 0, 40) == [0, 1, 2]
-    assert same_actions(open_worlds("forcingtest/Late-v0")[0], 0, 1) == [0, 1, 0]
+    assert same_actions(open_envs("forcingtest/Late-v0")[0], 0, 40) == [0, 1, 2]
+    assert same_actions(open_envs("forcingtest/Late-v0")[0], 0, 1) == [0, 1, 0]
 
 
 def test_actions_have_the_environments_names(tmp_path):
-    assert open_worlds("forcingtest/Named-v0")[0].names == ["STAY", "GO", "RUN"]
+    assert open_envs("forcingtest/Named-v0")[0].names == ["STAY", "GO", "RUN"]
     spec = echo(env="minigrid:MiniGrid-Empty-5x5-v0", size=40)
     recording = Recording.open(record(spec, tmp_path / "empty"))
     assert recording.actions == ("left", "right", "forward", "pickup")

@@ -27,7 +27,7 @@ from forcing.recipes.rooms import Facts, recipes
 from forcing.rollout import Plan
 from forcing.stages.diffusion import Bidirectional
 from forcing.stages.dmd import DMD
-from forcing.train.run import Material, material, train
+from forcing.train.run import Material, fit_codec, material, train
 from forcing.world import World
 
 SIZE = (3, 4, 8)  # of a latent frame of `wild`
@@ -149,7 +149,7 @@ def recording() -> ToyRecording:
 
 
 def toy_material(frames: int = FRAMES) -> Material:
-    return material(recording(), None, frames)
+    return material(recording(), fit_codec(recording()), frames)
 
 
 def shrunk(name: str, data: Material, chunk: int = 1, **changes) -> Recipe:

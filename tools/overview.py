@@ -23,6 +23,7 @@ import matplotlib.pyplot as plt
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 HISTORY, SHOWN, SEED = 4, 12, 7
+ROW, STEP, SIDE = 5.6, 5.25, 4.9  # of the picture's strips, in hundredths of its width
 INK, PAPER, ACCENT = "#1f2430", "#ffffff", "#c8412b"
 STAGES = (
     ("0  base", "bidirectional diffusion:\nall frames at once"),
@@ -66,32 +67,30 @@ def strips(run: Path) -> list[tuple[str, np.ndarray]]:
 
 
 def draw(made: list[tuple[str, np.ndarray]], path: Path) -> None:
-    figure, axes = plt.subplots(figsize=(13, 8.6), facecolor=PAPER)
-    axes.set(xlim=(0, 100), ylim=(0, 66))
-    axes.axis("off")
+    tall = 14 + ROW * len(made) + 2.5
+    figure, axes = plt.subplots(figsize=(13, 0.13 * tall), facecolor=PAPER)
     for i, (name, text) in enumerate(STAGES):
-        left = 1.5 + 25 * i
-        axes.add_patch(FancyBboxPatch((left, 54), 20, 10.5, boxstyle="round,pad=0.4", fc="#f3f1ec", ec=INK, lw=1.2))
-        axes.text(left + 10, 61.8, name, ha="center", va="center", fontsize=14, weight="bold", color=INK)
-        axes.text(left + 10, 57, text, ha="center", va="center", fontsize=10.5, color=INK)
+        left = 1 + 25 * i
+        box = FancyBboxPatch((left, tall - 11.5), 21.2, 10, boxstyle="round,pad=0.4", fc="#f3f1ec", ec=INK, lw=1.2)
+        axes.add_patch(box)
+        axes.text(left + 10.6, tall - 4.2, name, ha="center", va="center", fontsize=14, weight="bold", color=INK)
+        axes.text(left + 10.6, tall - 8.6, text, ha="center", va="center", fontsize=9.5, color=INK)
         if i:
-            arrow = FancyArrowPatch(
-                (left - 4.4, 59.2), (left - 0.6, 59.2), arrowstyle="-|>", mutation_scale=18, color=ACCENT
-            )
-            axes.add_patch(arrow)
-    height = 50 / len(made)
+            ends = (left - 3.2, tall - 6.5), (left - 0.6, tall - 6.5)
+            axes.add_patch(FancyArrowPatch(*ends, arrowstyle="-|>", mutation_scale=14, color=ACCENT))
+    top = tall - 16.5
     for i, (label, video) in enumerate(made):
-        top = 51 - i * height
-        axes.text(15, top - height / 2, label, ha="right", va="center", fontsize=12, color=INK)
+        y = top - (i + 1) * ROW
+        axes.text(15, y + SIDE / 2, label, ha="right", va="center", fontsize=12, color=INK)
         for t, frame in enumerate(video):
-            x = 16 + t * 5.25
-            axes.imshow(
-                frame, extent=(x, x + 4.9, top - height + 1.2, top - 1.2), interpolation="nearest", aspect="auto"
-            )
-    axes.axvline(16 + HISTORY * 5.25 - 0.18, 0.01, 0.77, color=ACCENT, lw=1.5)
-    axes.text(16 + HISTORY * 5.25 - 0.6, 51.2, "given", ha="right", fontsize=11, color=ACCENT)
-    axes.text(16 + HISTORY * 5.25 + 0.3, 51.2, "imagined, no keys told", ha="left", fontsize=11, color=ACCENT)
-    axes.set(xlim=(0, 100), ylim=(0, 66))
+            x = 16 + t * STEP
+            axes.imshow(frame, extent=(x, x + SIDE, y, y + SIDE), interpolation="nearest")
+    now = 16 + HISTORY * STEP - (STEP - SIDE) / 2
+    axes.plot([now, now], [top - len(made) * ROW - 0.5, top + 2], color=ACCENT, lw=1.5)
+    axes.text(now - 0.6, top + 0.6, "given", ha="right", fontsize=11, color=ACCENT)
+    axes.text(now + 0.6, top + 0.6, "imagined, no keys told", ha="left", fontsize=11, color=ACCENT)
+    axes.set(xlim=(0, 100), ylim=(0, tall), aspect="equal")
+    axes.axis("off")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, bbox_inches="tight", facecolor=PAPER)
 

@@ -23,6 +23,7 @@ class Pipeline:
     folder: Path
     recipes: Mapping[str, Recipe]
     shipped: Mapping[str, Path]
+    codec: LinearCodec
     console: Console
 
     def run(self, names: Sequence[str], recording: Recording) -> dict[str, World]:
@@ -30,7 +31,7 @@ class Pipeline:
 
         @lru_cache(maxsize=1)
         def data() -> Material:  # encoding a recording takes a while, and a finished run needs none of it
-            return material(recording, self._codec(), self.recipes[names[0]].frames)
+            return material(recording, self.codec, self.recipes[names[0]].frames)
 
         return {name: self.finished(name, data) or self.train(name, data()) for name in names}
 
@@ -94,12 +95,6 @@ class Pipeline:
             f"distance {verdict.quality:.2f}, before {verdict.quality_before:.2f})",
             highlight=False,
         )
-
-    def _codec(self) -> LinearCodec | None:
-        for path in (self.folder / "base" / "world", self.shipped.get("base")):
-            if path is not None and path.exists():
-                return World.load(path).codec
-        return None
 
 
 def _write(path: Path, verdict: Verdict) -> None:

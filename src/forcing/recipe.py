@@ -127,6 +127,11 @@ class Recipe:
         if self.frames % self.sampling.chunk:
             raise ValueError(f"clips of {self.frames} frames do not divide into chunks of {self.sampling.chunk}")
 
+    @property
+    def causal(self) -> bool:
+        """False for a bidirectional model, whose one chunk is a whole clip."""
+        return self.sampling.chunk < self.frames or self.frames == 1
+
 
 def differences(a: Recipe, b: Recipe) -> list[str]:
     """Fields in which two recipes would train differently: not how often they log or save, nor what a gate asks."""

@@ -47,8 +47,7 @@ class World:
 
     @property
     def causal(self) -> bool:
-        """False for a bidirectional model, whose one chunk is a whole clip."""
-        return self.recipe.sampling.chunk < self.recipe.frames or self.recipe.frames == 1
+        return self.recipe.causal
 
     def save(self, path: Path, extra: dict[str, Any] | None = None, dtype: torch.dtype | None = None) -> None:
         """Write the folder `path`, whole or not at all. `dtype`: store the weights so (they load as float32)."""

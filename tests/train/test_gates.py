@@ -103,7 +103,7 @@ def test_the_gauge_of_a_model_that_listens_is_more():
 def pipeline(folder, data, *, gate=None, shipped=None, **changes):
     made = {name: shrunk(name, data, **changes) for name in ("base", "ar")}
     made["ar"] = shrunk("ar", data, gate=gate or Gate(), **changes)
-    return Pipeline(folder, made, shipped or {}, silent())
+    return Pipeline(folder, made, shipped or {}, data.codec, silent())
 
 
 def said(line):

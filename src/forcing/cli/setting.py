@@ -17,7 +17,7 @@ from forcing.data.shards import MANIFEST, Recording
 from forcing.envs.gym import ROOMS, Record
 from forcing.pipeline import Pipeline
 from forcing.recipes import rooms
-from forcing.train.run import material
+from forcing.train.run import fit_codec
 from forcing.world import World
 
 SETTING = "run.json"
@@ -120,8 +120,9 @@ def pipeline(run: Path, setting: Setting, data: Recording, console: Console, *, 
     base = {} if from_scratch or setting.recording != ROOMS else shipped_base()
     if setting.recording == ROOMS and not base and not from_scratch:
         console.print("no base is shipped with this installation: it is trained here, too")
-    recipes = rooms.recipes(facts(data, _codec(run, base, data)), setting.scale, setting.chunk)
-    return Pipeline(run, recipes, base, console)
+    codec = _codec(run, base, data)
+    recipes = rooms.recipes(facts(data, codec), setting.scale, setting.chunk)
+    return Pipeline(run, recipes, base, codec, console)
 
 
 def facts(data: Recording, codec: LinearCodec) -> rooms.Facts:
@@ -133,4 +134,4 @@ def _codec(run: Path, base: dict[str, Path], data: Recording) -> LinearCodec:
     for path in (run / "base" / "world", base.get("base")):
         if path is not None and path.exists():
             return World.load(path).codec
-    return material(data, None, rooms.FRAMES).codec
+    return fit_codec(data)

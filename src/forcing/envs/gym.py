@@ -40,7 +40,7 @@ class Record:
 
     env: "rooms" for every layout of the default world, or a Gymnasium id, also as "module:Id".
     frames: frames in all; the last episode is cut to fit.
-    seed: of the worlds and of the keys.
+    seed: of the environments and of the keys.
     episode: most steps in an episode, which then has one frame more.
     size: shrink frames by box averaging so that the longer side is this many pixels; None keeps them as they are.
     shard: most frames in a shard file.
@@ -88,14 +88,14 @@ def record(spec: Record, out: Path, progress: Callable[[int, int], None] | None 
     home = out.absolute()
     partial = home.parent / f".{home.name}.partial-{os.getpid()}"
     with contextlib.ExitStack() as closing:
-        worlds = open_worlds(spec.env, spec.size)
-        for world in worlds:
-            closing.callback(world.close)
-        keys = _keys(worlds, spec)
+        envs = open_envs(spec.env, spec.size)
+        for env in envs:
+            closing.callback(env.close)
+        keys = _keys(envs, spec)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         closing.callback(shutil.rmtree, partial, ignore_errors=True)
-        _write(spec, worlds, keys, partial, progress)
+        _write(spec, envs, keys, partial, progress)
         os.replace(partial, out)
     return out
 
@@ -106,13 +106,13 @@ def replay(prompt: str, seed: int, actions: Sequence[int] | np.ndarray) -> np.nd
     for action in pressed:
         if not 0 <= action < len(rooms.ACTIONS):
             raise ValueError(f"action {action} is not one of 0..{len(rooms.ACTIONS) - 1}: {', '.join(rooms.ACTIONS)}")
-    world = rooms.Rooms(prompt)
-    frames = [world.reset(seed=seed)[0]]
-    frames.extend(world.step(action)[0] for action in pressed)
+    env = rooms.Rooms(prompt)
+    frames = [env.reset(seed=seed)[0]]
+    frames.extend(env.step(action)[0] for action in pressed)
     return np.stack(frames)
 
 
-class World:
+class Env:
     """A Gymnasium environment as an `Environment`: frames in, frames out, checked.
 
     Actions count from 0 whatever the environment's own first action is. After a step, `reward` and `ended` hold what
@@ -124,7 +124,7 @@ class World:
         if not isinstance(space, rooms.worlds().spaces.Discrete):
             raise ValueError(f"{ident} has the action space {space}: only Discrete actions can be recorded")
         self.prompt, self.ident = prompt, ident
-        self.env = env
+        self.inner = env
         self.names = _names(env.unwrapped, int(space.n), int(space.start))
         self.reward, self.ended = 0.0, True
         self._first, self._size = int(space.start), size
@@ -141,19 +141,19 @@ class World:
 
     def restart(self, seed: int) -> None:
         """Reset without drawing a frame."""
-        self.env.reset(seed=seed)
+        self.inner.reset(seed=seed)
         self.reward, self.ended = 0.0, False
 
     def advance(self, action: int) -> None:
         """Step without drawing a frame."""
         if self.ended:
             raise ValueError(f"{self.ident}: the episode has ended; reset it first")
-        _, reward, terminated, truncated, _ = self.env.step(self._first + action)
+        _, reward, terminated, truncated, _ = self.inner.step(self._first + action)
         self.reward, self.ended = float(reward), bool(terminated or truncated)
 
     def frame(self) -> np.ndarray:
         """The present frame, uint8 [H, W, 3]; ValueError if the environment draws anything else."""
-        frame = self.env.render()
+        frame = self.inner.render()
         if not isinstance(frame, np.ndarray):
             raise ValueError(f"{self.ident} renders {type(frame).__name__}, not an RGB array (render_mode rgb_array)")
         if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
@@ -161,22 +161,22 @@ class World:
         return shrink(frame, self._size) if self._size else np.array(frame)
 
     def close(self) -> None:
-        self.env.close()
+        self.inner.close()
 
 
-def open_worlds(name: str, size: int | None = None) -> list[World]:
-    """The worlds that `name` stands for, each checked by one reset; ValueError says what is wrong with it."""
+def open_envs(name: str, size: int | None = None) -> list[Env]:
+    """The environments that `name` stands for, each checked by one reset; ValueError says what is wrong with it."""
     if name == ROOMS:
-        worlds = [World(rooms.Rooms(prompt), prompt, ident, size) for prompt, ident in rooms.LAYOUTS.items()]
+        envs = [Env(rooms.Rooms(prompt), prompt, ident, size) for prompt, ident in rooms.LAYOUTS.items()]
     else:
-        worlds = [World(_make(name), name.rpartition(":")[2], name, size)]
+        envs = [Env(_make(name), name.rpartition(":")[2], name, size)]
     gymnasium = rooms.worlds()
-    for world in worlds:
+    for env in envs:
         try:
-            world.reset(seed=0)
+            env.reset(seed=0)
         except (gymnasium.error.Error, ImportError, NotImplementedError) as failure:
-            raise ValueError(f"{world.ident} cannot be rendered as RGB frames: {failure}") from failure
-    return worlds
+            raise ValueError(f"{env.ident} cannot be rendered as RGB frames: {failure}") from failure
+    return envs
 
 
 def shrink(frame: np.ndarray, size: int) -> np.ndarray:
@@ -246,13 +246,13 @@ def _names(env: Any, count: int, first: int) -> list[str]:
     return names
 
 
-def same_actions(world: World, seed: int, episode: int) -> list[int]:
+def same_actions(env: Env, seed: int, episode: int) -> list[int]:
     """For each action, the first action from which it could not be told apart.
 
     From the same seed and the same random walk, each action is held for a few steps and the frames are compared, in
     several such situations.
     """
-    count = len(world.names)
+    count = len(env.names)
     first = [0] * count
     rng = np.random.default_rng([seed, 1])
     for trial in range(_PREFIXES):
@@ -260,41 +260,41 @@ def same_actions(world: World, seed: int, episode: int) -> list[int]:
             break
         start = int(rng.integers(2**31))
         steps = int(rng.integers(min(episode, _PREFIX) + 1)) if trial else 0
-        walk = _walk(world, start, rng.integers(count, size=steps).tolist())
+        walk = _walk(env, start, rng.integers(count, size=steps).tolist())
         groups: dict[tuple[int, bytes | int], int] = {}
         for action in range(count):
-            seen = _shown(world, start, walk, action) if first.count(first[action]) > 1 else action
+            seen = _shown(env, start, walk, action) if first.count(first[action]) > 1 else action
             first[action] = groups.setdefault((first[action], seen), action)
     return first
 
 
-def _walk(world: World, seed: int, actions: list[int]) -> list[int]:
+def _walk(env: Env, seed: int, actions: list[int]) -> list[int]:
     # As much of the walk as the episode survives, less its second half where it ends on the way.
-    world.restart(seed)
+    env.restart(seed)
     for done, action in enumerate(actions):
-        world.advance(action)
-        if world.ended:
+        env.advance(action)
+        if env.ended:
             return actions[: done // 2]
     return actions
 
 
-def _shown(world: World, seed: int, walk: list[int], action: int) -> bytes:
-    world.restart(seed)
+def _shown(env: Env, seed: int, walk: list[int], action: int) -> bytes:
+    env.restart(seed)
     for step in walk:
-        world.advance(step)
+        env.advance(step)
     digest = hashlib.blake2b()
     for _ in range(_HELD):
-        if world.ended:
+        if env.ended:
             break
-        digest.update(world.step(action).tobytes())
+        digest.update(env.step(action).tobytes())
     return digest.digest()
 
 
-def _keys(worlds: list[World], spec: Record) -> list[int]:
+def _keys(envs: list[Env], spec: Record) -> list[int]:
     # For each action, the first one that is the same; the four keys of rooms are all kept.
     if spec.env == ROOMS:
         return list(range(len(rooms.ACTIONS)))
-    return same_actions(worlds[0], spec.seed, spec.episode)
+    return same_actions(envs[0], spec.seed, spec.episode)
 
 
 def _recorded(spec: Record, out: Path) -> bool:
@@ -319,14 +319,14 @@ def _recorded(spec: Record, out: Path) -> bool:
 
 
 def _write(
-    spec: Record, worlds: list[World], keys: list[int], folder: Path, progress: Callable[[int, int], None] | None
+    spec: Record, envs: list[Env], keys: list[int], folder: Path, progress: Callable[[int, int], None] | None
 ) -> None:
     table: list[dict[str, Any]] = []
     shards: list[dict[str, Any]] = []
     waiting: list[dict[str, np.ndarray]] = []
     filled, done = 0, 0
     shape: list[int] = []
-    for row, arrays in _episodes(spec, worlds, keys):
+    for row, arrays in _episodes(spec, envs, keys):
         length, shape = row["length"], list(arrays["frames"].shape[1:])
         if filled + length > spec.shard:
             shards.append(_flush(folder, len(shards), waiting))
@@ -338,7 +338,7 @@ def _write(
         if progress:
             progress(done, spec.frames)
     shards.append(_flush(folder, len(shards), waiting))
-    manifest = _manifest(spec, worlds, keys) | {"shape": shape, "episodes": table, "shards": shards}
+    manifest = _manifest(spec, envs, keys) | {"shape": shape, "episodes": table, "shards": shards}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -351,39 +351,37 @@ def _flush(folder: Path, number: int, waiting: list[dict[str, np.ndarray]]) -> d
     return {"file": path.name, "frames": frames, "bytes": path.stat().st_size, "sha256": checksum(path)}
 
 
-def _episodes(
-    spec: Record, worlds: list[World], keys: list[int]
-) -> Iterator[tuple[dict[str, Any], dict[str, np.ndarray]]]:
+def _episodes(spec: Record, envs: list[Env], keys: list[int]) -> Iterator[tuple[dict[str, Any], dict[str, np.ndarray]]]:
     kept = sorted(set(keys))
     left, index = spec.frames, 0
     while left:
-        world = worlds[index % len(worlds)]
+        env = envs[index % len(envs)]
         rng = np.random.default_rng([spec.seed, 0, index])
         seed = int(rng.integers(2**31))
-        arrays = _play(world, seed, rng, kept, spec, min(left, spec.episode + 1))
+        arrays = _play(env, seed, rng, kept, spec, min(left, spec.episode + 1))
         length = len(arrays["actions"])
         arrays["episode"] = np.full(length, index, np.int64)
-        split = "heldout" if _held_out(index, spec.holdout, len(worlds)) else "train"
-        yield {"episode": index, "prompt": world.prompt, "seed": seed, "split": split, "length": length}, arrays
+        split = "heldout" if _held_out(index, spec.holdout, len(envs)) else "train"
+        yield {"episode": index, "prompt": env.prompt, "seed": seed, "split": split, "length": length}, arrays
         left -= length
         index += 1
 
 
 def _play(
-    world: World, seed: int, rng: np.random.Generator, kept: list[int], spec: Record, limit: int
+    env: Env, seed: int, rng: np.random.Generator, kept: list[int], spec: Record, limit: int
 ) -> dict[str, np.ndarray]:
-    frames, actions, rewards = [world.reset(seed)], [], []
+    frames, actions, rewards = [env.reset(seed)], [], []
     key: int | None = None
-    while len(frames) < limit and not world.ended:
+    while len(frames) < limit and not env.ended:
         if spec.env == ROOMS:
-            key = rooms.policy(world.env, rng, key, spec.hold)
+            key = rooms.policy(env.inner, rng, key, spec.hold)
         elif key is None or rng.random() >= spec.hold:
             key = int(rng.integers(len(kept)))
-        frames.append(world.step(kept[key]))
+        frames.append(env.step(kept[key]))
         actions.append(key)
-        rewards.append(world.reward)
+        rewards.append(env.reward)
         if frames[-1].shape != frames[0].shape:
-            raise ValueError(f"{world.ident} changes its frame size from {frames[0].shape} to {frames[-1].shape}")
+            raise ValueError(f"{env.ident} changes its frame size from {frames[0].shape} to {frames[-1].shape}")
     ends = np.arange(len(frames)) == len(frames) - 1
     return {
         "frames": np.stack(frames),
@@ -393,33 +391,33 @@ def _play(
     }
 
 
-def _held_out(index: int, share: float, worlds: int) -> bool:
+def _held_out(index: int, share: float, envs: int) -> bool:
     if share == 0:
         return False
     every = round(1 / share)
     # The second of every block, so that two episodes are enough to have one; moved on by one from block to block
     # where a fixed place would always meet the same world.
-    shift = index // every if math.gcd(every, worlds) > 1 else 0
+    shift = index // every if math.gcd(every, envs) > 1 else 0
     return (index - 1 - shift) % every == 0
 
 
-def _manifest(spec: Record, worlds: list[World], keys: list[int]) -> dict[str, Any]:
-    names = worlds[0].names
+def _manifest(spec: Record, envs: list[Env], keys: list[int]) -> dict[str, Any]:
+    names = envs[0].names
     pairs = list(enumerate(keys))
     return {
         "format": FORMAT,
         "spec": asdict(spec),
-        "worlds": [{"prompt": world.prompt, "env": world.ident} for world in worlds],
+        "worlds": [{"prompt": env.prompt, "env": env.ident} for env in envs],
         "actions": [{"index": action, "name": names[action]} for action, same in pairs if action == same],
         "dropped": [
             {"index": action, "name": names[action], "same_as": names[same]} for action, same in pairs if action != same
         ],
-        "versions": _versions(worlds),
+        "versions": _versions(envs),
     }
 
 
-def _versions(worlds: list[World]) -> dict[str, str]:
-    makers = {type(world.env.unwrapped).__module__.partition(".")[0] for world in worlds}
+def _versions(envs: list[Env]) -> dict[str, str]:
+    makers = {type(env.inner.unwrapped).__module__.partition(".")[0] for env in envs}
     found = {"python": platform.python_version(), "forcing": __version__}
     for package in sorted({"gymnasium", "minigrid", "numpy", *makers} - {"forcing"}):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -28,8 +28,7 @@ class Candidate:
 
     @property
     def causal(self) -> bool:
-        """False for a bidirectional model, whose one chunk is a whole clip."""
-        return self.sampling.chunk < self.recipe.frames or self.recipe.frames == 1
+        return self.recipe.causal
 
     @property
     def passes(self) -> int:

@@ -43,11 +43,14 @@ class Material:
     heldout: Clips
 
 
-def material(recording: Recording, codec: LinearCodec | None, frames: int) -> Material:
-    """Clips of `frames` frames of a recording. Without a codec, one is fitted to its training frames."""
-    if codec is None:
-        sample = [episode.frames[::7] for episode in recording.stream("train")]
-        codec = LinearCodec.fit(np.concatenate(sample), multiple=PATCHABLE)
+def fit_codec(recording: Recording) -> LinearCodec:
+    """A codec for the frames of a recording, fitted to every seventh of its training frames."""
+    sample = [episode.frames[::7] for episode in recording.stream("train")]
+    return LinearCodec.fit(np.concatenate(sample), multiple=PATCHABLE)
+
+
+def material(recording: Recording, codec: LinearCodec, frames: int) -> Material:
+    """Clips of `frames` frames of a recording."""
     prompts, keys = recording.prompts, recording.actions
     cut = [Clips(recording.stream(split), codec, prompts, len(keys), frames=frames) for split in ("train", "heldout")]
     return Material(codec, Names(tuple(prompts)), Keys(tuple(keys)), *cut)
