@@ -162,3 +162,11 @@ def test_the_critic_comes_first_and_more_often():
     critic, student = DMD(critic_updates=5, critic_first=20).updates()
     assert (critic.role, critic.every, critic.start) == ("critic", 1, 0)
     assert (student.role, student.every, student.start) == ("student", 5, 20)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"critic_updates": 0}, {"critic_first": -1}, {"lowest": 0.98}, {"highest": 1.2}, {"lowest": -0.1}]
+)
+def test_what_cannot_be_is_refused(wrong):
+    with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
+        DMD(**wrong)

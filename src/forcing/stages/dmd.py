@@ -26,7 +26,9 @@ class DMD:
     guidance: of the teacher, in the one formula of `guidance.py`. critic_updates: critic steps for each student step.
     critic_first: critic steps before the student's first. A critic that still is the base sees nothing but guidance
     between itself and the teacher, and would drive the student towards ever more of it.
-    shift, lowest, highest: the noise levels at which the two are compared. detach: no gradient through the cache.
+    shift, lowest, highest: the noise levels at which the two are compared; a level drawn outside is moved to the bound.
+    Low levels say whether a detail is sharp, high ones whether there is enough of each kind of clip. detach: no
+    gradient through the cache.
     """
 
     plan: Plan = Plan((1.0, 0.9375, 0.8333, 0.625))
@@ -39,6 +41,18 @@ class DMD:
     highest: float = 0.98
     detach: bool = True
     roles: ClassVar[Sequence[str]] = ("student", "critic", "teacher")
+
+    def __post_init__(self) -> None:
+        if self.critic_updates < 1 or self.critic_first < 0:
+            raise ValueError(
+                f"critic_updates must be at least 1 and critic_first at least 0, got {self.critic_updates} and "
+                f"{self.critic_first}"
+            )
+        if not 0 <= self.lowest < self.highest <= 1:
+            raise ValueError(
+                f"levels are compared between lowest and highest, 0 <= lowest < highest <= 1; got {self.lowest} and "
+                f"{self.highest}"
+            )
 
     def updates(self) -> Sequence[Update]:
         # the critic first: by the student's first step it should know something of the student's distribution
