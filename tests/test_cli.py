@@ -404,7 +404,8 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(rooms, "recipes", recipes)
     monkeypatch.setattr(setting, "RECORDS", {"full": SMALL, "demo": replace(SMALL, frames=240)})
     monkeypatch.setattr(setting, "SHIPPED", tmp_path / "shipped")
-    monkeypatch.setattr("forcing.train.run.GAUGE_CLIPS", 4)
+    for name in ("GAUGE_CLIPS", "LIVE_CLIPS"):
+        monkeypatch.setattr(f"forcing.train.run.{name}", 4)
 
 
 def stop_at(monkeypatch, name: str, step: int, number: int) -> None:

@@ -58,7 +58,13 @@ class Pipeline:
                 f"{path.parent} was made by a different recipe (differs in: {', '.join(different)}); use another run "
                 "folder, or delete this one to train it again"
             )
-        stale = [start for start, its in self._starts(name).items() if world.starts[start] != its.digest]
+        starts = self._starts(name)
+        silent = [start for start in starts if start not in world.starts]
+        if silent:
+            raise ValueError(
+                f"{path} does not say which {', '.join(silent)} it started from; delete it to train it again"
+            )
+        stale = [start for start, its in starts.items() if world.starts[start] != its.digest]
         if stale:
             raise ValueError(f"{path.parent} started from another {', '.join(stale)}; delete it to train it again")
         self._pass_gate(world, data)
@@ -85,7 +91,7 @@ class Pipeline:
             return
         path = self.folder / name / "gate.json"
         if path.exists():
-            verdict = Verdict(**json.loads(path.read_text()))
+            verdict = _read(path)
         else:
             verdict = judge(world, self.need(start), data())
             _write(path, verdict)
@@ -95,6 +101,13 @@ class Pipeline:
             f"distance {verdict.quality:.2f}, before {verdict.quality_before:.2f})",
             highlight=False,
         )
+
+
+def _read(path: Path) -> Verdict:
+    try:
+        return Verdict(**{name: float(value) for name, value in json.loads(path.read_text()).items()})
+    except (ValueError, TypeError, AttributeError) as damage:
+        raise ValueError(f"{path} is damaged ({damage}); delete it to judge this stage again") from damage
 
 
 def _write(path: Path, verdict: Verdict) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from forcing.actions.keys import Keys
@@ -59,36 +60,34 @@ class World:
         save_file(weights, draft / "model.safetensors")
         self.codec.save(draft / "codec.safetensors")
         document = {"format": FORMAT, "prompts": list(self.text.prompts), "keys": list(self.keys.names)}
-        document |= {"recipe": dump(self.recipe), **(extra or {})}
+        document |= {
+            "recipe": dump(self.recipe),
+            **({"starts": dict(self.starts)} if self.starts else {}),
+            **(extra or {}),
+        }
         (draft / "world.json").write_text(json.dumps(document, indent=1) + "\n")
         shutil.rmtree(path, ignore_errors=True)
         draft.replace(path)
 
     @staticmethod
     def load(path: Path) -> "World":
-        """The world in folder `path`, ready to generate."""
+        """The world in folder `path`, ready to generate. ValueError names what is missing or damaged."""
         missing = [name for name in FILES if not (path / name).is_file()]
         if missing:
             raise ValueError(
                 f"{path} is not a world: {', '.join(missing)} missing (a world folder holds {', '.join(FILES)})"
             )
-        document = json.loads((path / "world.json").read_text())
-        if document.get("format") != FORMAT:
-            raise ValueError(f"{path} has format {document.get('format')}, this version reads {FORMAT}")
-        recipe = parse(Recipe, document["recipe"])
-        model = recipe.backbone.build()
-        weights = {name: value.float() for name, value in load_file(path / "model.safetensors").items()}
-        model.load_state_dict(weights, strict=True)
-        codec = LinearCodec.load(path / "codec.safetensors")
-        keys = Keys(tuple(document["keys"]))
-        return World(
-            model.eval().requires_grad_(False),
-            codec,
-            Names(tuple(document["prompts"])),
-            keys,
-            recipe,
-            document.get("starts", {}),
-        )
+        try:
+            document = json.loads((path / "world.json").read_text())
+            version = document.get("format")
+        except (ValueError, AttributeError) as damage:
+            raise ValueError(f"the world in {path} is damaged: world.json is not readable ({damage})") from damage
+        if version != FORMAT:
+            raise ValueError(f"{path} has format {version}, this version reads {FORMAT}")
+        try:
+            return _assembled(document, path)
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as damage:
+            raise ValueError(f"the world in {path} is damaged ({type(damage).__name__}: {damage})") from damage
 
     def cond(self, prompts: Sequence[str | None], actions: Sequence[Sequence[str | int]] | None, frames: int) -> Cond:
         """Conditions of `frames` frames for each prompt (None: no prompt).
@@ -136,3 +135,13 @@ class World:
             if chunk is None:
                 return
             yield chunk
+
+
+def _assembled(document: dict[str, Any], path: Path) -> World:
+    recipe = parse(Recipe, document["recipe"])
+    model = recipe.backbone.build()
+    weights = {name: value.float() for name, value in load_file(path / "model.safetensors").items()}
+    model.load_state_dict(weights, strict=True)
+    codec = LinearCodec.load(path / "codec.safetensors")
+    text, keys = Names(tuple(document["prompts"])), Keys(tuple(document["keys"]))
+    return World(model.eval().requires_grad_(False), codec, text, keys, recipe, document.get("starts", {}))

@@ -1,6 +1,7 @@
 """A world is a folder: what is saved generates the same again, and what is not one says why."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -68,6 +69,36 @@ def test_other_things_that_are_no_world(world, tmp_path):
     path.write_text(json.dumps(document | {"recipe": document["recipe"] | {"colour": "red"}}))
     with pytest.raises(ValueError, match=r"has no .*colour"):
         World.load(tmp_path / "w")
+
+
+@pytest.mark.parametrize(
+    ("name", "harm"),
+    [
+        ("world.json", lambda data: data[:200]),
+        ("world.json", lambda data: b"[]"),
+        ("world.json", lambda data: b"\xff"),
+        ("world.json", lambda data: data.replace(b'"keys"', b'"kyes"')),
+        ("world.json", lambda data: data.replace(b'"recipe": {', b'"recipe": null, "other": {')),
+        ("world.json", lambda data: data.replace(b'"dim": 16', b'"dim": 32')),
+        ("model.safetensors", lambda data: data[:200]),
+        ("codec.safetensors", lambda data: b"no codec"),
+        ("codec.safetensors", lambda data: data.replace(b'"height"', b'"heigth"')),
+    ],
+)
+def test_a_damaged_world_is_named(world, tmp_path, name, harm):
+    world.save(tmp_path / "w")
+    path = tmp_path / "w" / name
+    before = path.read_bytes()
+    path.write_bytes(harm(before))
+    assert path.read_bytes() != before
+    with pytest.raises(ValueError, match=f"the world in {tmp_path / 'w'} is damaged"):
+        World.load(tmp_path / "w")
+
+
+def test_a_world_knows_what_it_started_from(world, tmp_path):
+    replace(world, starts={"ar": "abc"}).save(tmp_path / "w")
+    World.load(tmp_path / "w").save(tmp_path / "again")
+    assert World.load(tmp_path / "again").starts == {"ar": "abc"}
 
 
 def test_a_world_takes_its_own_prompts_and_keys(world):

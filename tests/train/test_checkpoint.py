@@ -1,10 +1,11 @@
 """Checkpoints are complete or absent, and say so when they cannot be used."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
-from toys import contents, shrunk, silent, starts, toy_material
+from toys import contents, shrunk, silent, starts, toy_material, toy_world
 
 from forcing.stages.diffusion import TeacherForcing
 from forcing.train import checkpoint
@@ -94,6 +95,34 @@ def test_another_recipe_in_the_same_folder_is_refused_by_name(trained, field, va
     _, _, again = trained
     with pytest.raises(CheckpointError, match=rf"step-00000006 was made by a different recipe \(differs in: {field}\)"):
         again(**{field: value})
+
+
+@pytest.mark.parametrize("name", ["ar", "cd"])
+def test_another_start_is_refused_by_name(data, tmp_path, name):
+    recipe, before = shrunk(name, data), starts(data)
+    start = recipe.roles["student"].start
+    train(recipe, tmp_path, before, data, silent())
+    with pytest.raises(
+        CheckpointError, match=rf"step-00000006 was trained from another {start} .*delete {tmp_path} to"
+    ):
+        train(recipe, tmp_path, {**before, start: toy_world(data, start, seed=9)}, data, silent())
+
+
+def test_another_recording_is_refused(data, tmp_path):
+    recipe = shrunk("base", data)
+    train(recipe, tmp_path, {}, data, silent())
+    with pytest.raises(CheckpointError, match="was trained from another recording"):
+        train(recipe, tmp_path, {}, replace(data, digest="another"), silent())
+
+
+def test_a_checkpoint_that_does_not_name_its_sources_may_go_on(trained):
+    folder, _, again = trained
+    path = folder / "checkpoints" / "step-00000006" / "state.json"
+    document = json.loads(path.read_text())
+    assert document["sources"].keys() == {"base", "recording"}
+    del document["sources"]
+    path.write_text(json.dumps(document))
+    assert "continuing from step 6 of 6" in again()
 
 
 def test_how_often_a_run_saves_may_change(trained):

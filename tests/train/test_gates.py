@@ -11,6 +11,7 @@ from toys import (
     FRAMES,
     SIZE,
     Formula,
+    Spy,
     contents,
     normal,
     recording,
@@ -29,7 +30,8 @@ from forcing.recipe import Gate
 from forcing.train import gate as gates
 from forcing.train.gate import GateClosed, Verdict, check, judge
 from forcing.train.gauge import controllability
-from forcing.train.run import Interrupted, gauge
+from forcing.train.run import Interrupted, gauge, train
+from forcing.world import World
 
 GOOD = Verdict(control=3.0, control_before=3.0, quality=1.0, quality_before=1.0)
 
@@ -78,6 +80,24 @@ def test_a_verdict_is_about_the_product_beside_its_start(data):
     assert judge(world, world, data).control == judge(world, world, data).control_before
 
 
+@pytest.mark.parametrize(("name", "start", "sigma"), [("ar", "base", 0.9), ("cd", "ar", 1.0), ("dmd-2step", "cd", 1.0)])
+def test_both_are_gauged_at_a_level_that_the_product_visits(data, name, start, sigma):
+    world, before = toy_world(data, name, seed=1), toy_world(data, start, seed=2)
+    seen = judge(world, before, data)
+    for each, control in ((world, seen.control), (before, seen.control_before)):
+        spy = Spy(each.model)
+        assert gauge(spy, each.recipe, data, sigma=sigma)["control"] == control
+        assert {call.sigma[0, -1].item() for call in spy.calls} == {torch.tensor(sigma).item()}
+    assert gauge(world.model, world.recipe, data)["control"] == seen.control
+
+
+@pytest.mark.parametrize(("steps", "at"), [(36, [10, 30, 36]), (45, [10, 30, 45]), (5, [5])])
+def test_a_short_run_sees_its_gauge_move(data, tmp_path, steps, at):
+    train(shrunk("ar", data, steps=steps, log=10), tmp_path, starts(data), data, silent())
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "gauge/control" in line] == at
+
+
 @pytest.mark.parametrize("name", ["base", "ar"])
 def test_the_gauge_of_a_deaf_model_is_1(data, name):
     world = toy_world(data, name)
@@ -93,7 +113,7 @@ def test_the_gauge_of_a_model_that_listens_is_more():
         gap = 0.1 + (other.per_frame["action"] - cond.per_frame["action"]).mean(-1)
         return (x - latents - gap[..., None, None, None]) / sigma[..., None, None, None]
 
-    seen = controllability(Formula(v), latents, cond, None, rng())
+    seen = controllability(Formula(v), latents, cond, None, 0.9, rng())
     assert seen["control"] > 5 and abs(seen["error"] - 0.01) < 1e-4
 
 
@@ -149,6 +169,39 @@ def test_a_closed_gate_stays_closed(data, tmp_path):
     assert Verdict(**written).quality > 0
     with pytest.raises(GateClosed, match="ar looks worse than it may"):  # finished, but no better than yesterday
         pipeline(tmp_path, data, gate=Gate(quality=0.0)).run(["base", "ar"], recording())
+
+
+@pytest.mark.parametrize("harm", ['{"control": 1', "[]", "{}", '{"control": null}'])
+def test_a_damaged_verdict_is_named(data, tmp_path, harm):
+    asked = Gate(control=-1e6, quality=1e6)
+    pipeline(tmp_path, data, gate=asked).run(["base", "ar"], recording())
+    (tmp_path / "ar" / "gate.json").write_text(harm)
+    with pytest.raises(ValueError, match=r"ar/gate.json is damaged .*delete it to judge this stage again"):
+        pipeline(tmp_path, data, gate=asked).run(["base", "ar"], recording())
+
+
+def test_a_product_of_another_start_is_not_taken_for_finished(data, tmp_path):
+    pipeline(tmp_path, data).run(["base", "ar"], recording())
+    home = tmp_path / "base" / "world"
+    world = World.load(home)
+    world.save(home)  # what was saved again is the same, and still knows where it came from
+    World.load(tmp_path / "ar" / "world").save(tmp_path / "ar" / "world")
+    pipeline(tmp_path, data).run(["base", "ar"], recording())
+    with torch.no_grad():
+        next(world.model.parameters()).add_(1)
+    world.save(home)
+    with pytest.raises(ValueError, match="ar started from another base; delete it to train it again"):
+        pipeline(tmp_path, data).run(["base", "ar"], recording())
+
+
+def test_a_product_that_does_not_know_its_start_is_named(data, tmp_path):
+    pipeline(tmp_path, data).run(["base", "ar"], recording())
+    path = tmp_path / "ar" / "world" / "world.json"
+    document = json.loads(path.read_text())
+    del document["starts"]
+    path.write_text(json.dumps(document))
+    with pytest.raises(ValueError, match="ar/world does not say which base it started from; delete it"):
+        pipeline(tmp_path, data).run(["base", "ar"], recording())
 
 
 def test_a_run_killed_before_its_verdict_is_judged_later(data, tmp_path):

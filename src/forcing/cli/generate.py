@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 import time
 from collections.abc import Sequence
@@ -15,7 +14,6 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 from rich.console import Console
-from safetensors import SafetensorError
 
 from forcing import flow, media
 from forcing.cli import script, take
@@ -80,7 +78,7 @@ def run(args: Sequence[str], console: Console) -> int:
         world, home, wanted, look = _again(options, options.again)
     else:
         home = _home(options)
-        world, look = _load(home), _look(options, Look())
+        world, look = World.load(home), _look(options, Look())
         wanted = _take(options, world)
     wanted.check(world)
     for prompt in [*wanted.prompts, *(prompt for _, prompt in wanted.switches)]:
@@ -151,7 +149,7 @@ def _again(options: Options, path: Path) -> tuple[World, Path, Take, Look]:
         )
     wanted, look, made_by = take.read(path)
     home = options.world or Path(made_by["path"])
-    world = _load(home)
+    world = World.load(home)
     if take.weights(home) != made_by["weights"]:
         raise ValueError(f"{home} is not the world that made {path}: its weights differ; give the right one by --world")
     files = look.pop("files")
@@ -177,13 +175,6 @@ def _home(options: Options) -> Path:
     if name not in found:
         raise ValueError(f"{where} holds no world of recipe {name!r}; it has {', '.join(found)}")
     return found[name]
-
-
-def _load(home: Path) -> World:
-    try:
-        return World.load(home)
-    except (SafetensorError, json.JSONDecodeError, KeyError) as damage:
-        raise ValueError(f"the world in {home} is damaged ({type(damage).__name__}: {damage})") from damage
 
 
 def _out(options: Options, world: World, wanted: Take, look: Look) -> Path:

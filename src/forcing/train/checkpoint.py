@@ -38,6 +38,7 @@ def save(state: State, recipe: Recipe, folder: Path, keep: int) -> Path:
         "recipe": dump(recipe),
         "optimizers": scalars,
         "recent": state.recent,
+        "sources": state.sources,
     }
     (draft / "state.json").write_text(json.dumps(document, indent=1))
     if path.exists():
@@ -55,7 +56,7 @@ def latest(folder: Path) -> Path | None:
 
 
 def load(state: State, path: Path, recipe: Recipe) -> None:
-    """Put the checkpoint at `path` into `state`. It must have been made by the same recipe."""
+    """Put the checkpoint at `path` into `state`. It must have been made by the same recipe, from the same sources."""
     try:
         document = json.loads((path / "state.json").read_text())
         weights = load_file(path / "models.safetensors")
@@ -70,12 +71,20 @@ def load(state: State, path: Path, recipe: Recipe) -> None:
             f"{path} was made by a different recipe (differs in: {', '.join(different)}); use another run folder, "
             "or delete this one to start again"
         )
+    before = document.get("sources", {})  # checkpoints made before this was kept say nothing
+    other = [name for name, digest in state.sources.items() if before.get(name, digest) != digest]
+    if other:
+        raise CheckpointError(
+            f"{path} was trained from another {', another '.join(other)} than is there now; "
+            f"delete {path.parent.parent} to start again"
+        )
     for role in _saved(state):
         prefix = role + "/"
         own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
         state.models[role].load_state_dict(own, strict=True)
     _unflatten(state, tensors, document["optimizers"])
     state.step, state.recent = document["step"], document.get("recent", {})
+    state.sources = before | state.sources
 
 
 def _all(folder: Path) -> list[Path]:

@@ -8,6 +8,7 @@ import torch
 from forcing.data.order import seeded
 from forcing.eval.distribution import Features, frechet
 from forcing.recipe import Gate, Sampling
+from forcing.train.gauge import level
 from forcing.train.run import Material, gauge
 from forcing.world import World
 
@@ -36,11 +37,13 @@ def judge(world: World, before: World, data: Material) -> Verdict:
     """Controllability gauge, and frame-pair Frechet distance of clips begun from nothing with no actions told.
 
     A causal `before` is sampled with the plan of `world`: a few-step student must beat what it started from at its
-    own number of steps. Many-step plans are thinned, for both alike.
+    own number of steps. Many-step plans are thinned, for both alike. Both are gauged at one noise level, where the
+    gauge of the one with fewer steps is taken.
     """
     own = _brief(world.recipe.sampling)
     other = replace(own, guidance=before.recipe.sampling.guidance) if before.causal else _brief(before.recipe.sampling)
-    control = [gauge(each.model, each.recipe, data)["control"] for each in (world, before)]
+    sigma = max(level(each.recipe.stage) for each in (world, before))
+    control = [gauge(each.model, each.recipe, data, sigma=sigma)["control"] for each in (world, before)]
     quality = [_distance(each, how, data) for each, how in ((world, own), (before, other))]
     return Verdict(control[0], control[1], quality[0], quality[1])
 

@@ -7,22 +7,31 @@ from forcing.backbone import Backbone
 from forcing.cond import Cond
 from forcing.layout import full
 from forcing.shapes import Latents
+from forcing.stages import Stage
+from forcing.stages.consistency import Consistency
 from forcing.stages.diffusion import given_clean
+from forcing.stages.dmd import DMD
 
-LEVEL = 0.9  # where the outcome is not yet visible in the noised frame
+MANY_STEPS = 0.9  # where the outcome is not yet visible in the noised frame
+FEW_STEPS = 1.0  # the one level that every plan visits; a few-step student may never meet those just below
+
+
+def level(stage: Stage) -> float:
+    """The noise level at which models of a stage are gauged. Two models are compared at one level only."""
+    return FEW_STEPS if isinstance(stage, Consistency | DMD) else MANY_STEPS
 
 
 @torch.no_grad()
 def controllability(
-    model: Backbone, latents: Latents, cond: Cond, chunk: int | None, rng: torch.Generator
+    model: Backbone, latents: Latents, cond: Cond, chunk: int | None, at: float, rng: torch.Generator
 ) -> dict[str, float]:
     """`control`: squared error of the predicted clean frames under shuffled actions / under true ones; 1 is deaf.
 
     latents [B, F, C, H, W] are held-out clips whose actions are all told. chunk: of an autoregressive model, which
-    is given the clean past; None: bidirectional. The first frame has no action and does not count.
+    is given the clean past; None: bidirectional. at: the noise level. The first frame has no action and does not count.
     """
     eps = flow.randn(tuple(latents.shape), rng, latents)
-    sigma = torch.full(latents.shape[:2], LEVEL)
+    sigma = torch.full(latents.shape[:2], at)
     x = flow.mix(latents, eps, sigma)
     order = torch.randperm(len(latents), generator=rng)
     other = Cond(cond.static, {name: value[order] for name, value in cond.per_frame.items()})

@@ -1,5 +1,7 @@
 """One recipe, from its starting worlds to its product: resumable at any moment, by running it again."""
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +11,7 @@ import torch
 from rich.console import Console
 
 from forcing.actions.keys import Keys
-from forcing.backbones import Network
+from forcing.backbone import Backbone
 from forcing.codecs.linear import LinearCodec
 from forcing.data.clips import Clips, Sampler
 from forcing.data.order import seeded
@@ -18,13 +20,14 @@ from forcing.recipe import Recipe
 from forcing.stages.diffusion import Bidirectional
 from forcing.text.names import Names
 from forcing.train import checkpoint
-from forcing.train.gauge import controllability
+from forcing.train.gauge import controllability, level
 from forcing.train.log import Interrupt, Journal, Meter
 from forcing.train.loop import Metrics, fit
 from forcing.train.state import State
 from forcing.world import World
 
 GAUGE_CLIPS = 64
+LIVE_CLIPS = 32  # enough to watch a run by, and every other line of the journal costs it two or three percent
 PATCHABLE = 4  # latent grids are padded to a multiple of it, so that patches of 2 and 4 fit
 
 
@@ -34,13 +37,17 @@ class Interrupted(RuntimeError):
 
 @dataclass(frozen=True)
 class Material:
-    """What a recipe is trained on: training clips, held-out clips for the gauge, and how to speak of them."""
+    """What a recipe is trained on: training clips, held-out clips for the gauge, and how to speak of them.
+
+    digest: of the recording that the clips are of.
+    """
 
     codec: LinearCodec
     text: Names
     keys: Keys
     train: Clips
     heldout: Clips
+    digest: str
 
 
 def fit_codec(recording: Recording) -> LinearCodec:
@@ -53,12 +60,15 @@ def material(recording: Recording, codec: LinearCodec, frames: int) -> Material:
     """Clips of `frames` frames of a recording."""
     prompts, keys = recording.prompts, recording.actions
     cut = [Clips(recording.stream(split), codec, prompts, len(keys), frames=frames) for split in ("train", "heldout")]
-    return Material(codec, Names(tuple(prompts)), Keys(tuple(keys)), *cut)
+    digest = hashlib.sha256(json.dumps(recording.manifest, sort_keys=True).encode()).hexdigest()
+    return Material(codec, Names(tuple(prompts)), Keys(tuple(keys)), *cut, digest)
 
 
 def train(recipe: Recipe, folder: Path, starts: Mapping[str, World], data: Material, console: Console) -> World:
     """Train `recipe` in `folder`, from where it stopped. Returns the product, also saved as `folder`/world."""
     state = _begin(recipe, starts)
+    origin = dict(state.sources)
+    state.sources["recording"] = data.digest
     path = checkpoint.latest(folder / "checkpoints")
     if path is not None:
         checkpoint.load(state, path, recipe)
@@ -82,18 +92,23 @@ def train(recipe: Recipe, folder: Path, starts: Mapping[str, World], data: Mater
             f"{interrupt.asked}: {recipe.name} stopped at step {state.step} of {recipe.steps}, all of it saved in "
             f"{folder}; run the same command to continue"
         )
-    world = World(state.product().eval().requires_grad_(False), data.codec, data.text, data.keys, recipe)
-    world.save(folder / "world", {"starts": {name: start.digest for name, start in starts.items()}})
+    world = World(state.product().eval().requires_grad_(False), data.codec, data.text, data.keys, recipe, origin)
+    world.save(folder / "world")
     return world
 
 
-def gauge(model: Network, recipe: Recipe, data: Material) -> dict[str, float]:
-    """The controllability gauge of a model on held-out clips: the same clips and noise at every call."""
+def gauge(
+    model: Backbone, recipe: Recipe, data: Material, *, clips: int | None = None, sigma: float | None = None
+) -> dict[str, float]:
+    """The controllability gauge of a model on held-out clips: the same clips and noise at every call.
+
+    sigma: the noise level, by default the one for models of the recipe's stage.
+    """
     rng = seeded(recipe.seed, "gauge")
-    which = torch.randint(len(data.heldout), (GAUGE_CLIPS,), generator=rng).numpy()
+    which = torch.randint(len(data.heldout), (clips or GAUGE_CLIPS,), generator=rng).numpy()
     latents, cond = data.heldout.cut(which)
     chunk = None if isinstance(recipe.stage, Bidirectional) else recipe.sampling.chunk
-    return controllability(model, latents, cond, chunk, rng)
+    return controllability(model, latents, cond, chunk, sigma or level(recipe.stage), rng)
 
 
 def _begin(recipe: Recipe, starts: Mapping[str, World]) -> State:
@@ -108,7 +123,9 @@ def _begin(recipe: Recipe, starts: Mapping[str, World]) -> State:
                 model = recipe.backbone.build()
         models[role] = model
     optims = {role: how.optim for role, how in recipe.roles.items() if how.optim is not None}
-    return State.begin(models, optims, {role: how.ema for role, how in recipe.roles.items() if how.ema is not None})
+    state = State.begin(models, optims, {role: how.ema for role, how in recipe.roles.items() if how.ema is not None})
+    state.sources = {how.start: starts[how.start].digest for how in recipe.roles.values() if how.start is not None}
+    return state
 
 
 def _after_step(
@@ -119,8 +136,9 @@ def _after_step(
         state.recent |= {name: value.item() for name, value in metrics.items()}
         if state.step % recipe.log == 0 or done:
             values, state.recent = state.recent, {}
-            if state.step % (10 * recipe.log) == 0 or done:
-                values |= {f"gauge/{name}": value for name, value in gauge(state.product(), recipe, data).items()}
+            if state.step // recipe.log % 2 or done:  # the first line too: a short run should show where it is going
+                seen = gauge(state.product(), recipe, data, clips=LIVE_CLIPS)
+                values |= {f"gauge/{name}": value for name, value in seen.items()}
             journal.write(state.step, values)
             meter.show(
                 state.step, "  ".join(f"{name} {value:.3g}" for name, value in values.items() if "norm" not in name)

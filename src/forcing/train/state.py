@@ -16,6 +16,8 @@ class State:
     """`models`: by role, with "<role>_ema" for averages. `optimizers`: of each trained role. `ema`: decay by role.
 
     recent: the newest of each metric since the journal's last line, as not every role is updated in every step.
+    sources: digests of what the run is made from: the worlds its roles start from, and its recording. Frozen models are
+    loaded from there again, so a run can only continue from the same.
     """
 
     models: dict[str, Network]
@@ -23,6 +25,7 @@ class State:
     ema: dict[str, float]
     step: int = 0
     recent: dict[str, float] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
 
     @staticmethod
     def begin(models: dict[str, Network], optims: dict[str, Optim], ema: dict[str, float]) -> "State":
