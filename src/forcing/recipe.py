@@ -1,6 +1,7 @@
 """A run, as a value: what is trained, from where, on what, how long. Saved as JSON in every checkpoint."""
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -45,6 +46,13 @@ class Schedule:
     decay: float = 0.4
     floor: float = 0.05
 
+    def __post_init__(self) -> None:
+        if self.warmup < 0:
+            raise ValueError(f"warmup must be at least 0 steps, got {self.warmup}")
+        for name in ("decay", "floor"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share and must lie in 0..1, got {getattr(self, name)}")
+
     def at(self, step: int, steps: int) -> float:
         """The factor on every learning rate at `step` of `steps`."""
         rise = min(1.0, (step + 1) / max(1, self.warmup))
@@ -77,6 +85,18 @@ class Sampling:
     chunk: int = 1
     window: int = 12
     sink: int = 0
+
+    def __post_init__(self) -> None:
+        if self.chunk < 1:
+            raise ValueError(f"chunk must be at least 1 frame, got {self.chunk}")
+        if self.sink < 0:
+            raise ValueError(f"sink must be at least 0 frames, got {self.sink}")
+        if self.window < self.chunk + self.sink:
+            raise ValueError(
+                f"window is {self.window} frames: it must hold a chunk of {self.chunk} and {self.sink} sink frames"
+            )
+        if not 0 <= self.guidance < math.inf:
+            raise ValueError(f"guidance must be at least 0 (1 changes nothing), got {self.guidance}")
 
 
 @dataclass(frozen=True)
@@ -116,6 +136,14 @@ class Recipe:
         for name in ("steps", "batch", "frames", "log", "save", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, got {self.seed}")
+        if not self.clip > 0:
+            raise ValueError(f"clip, the greatest gradient norm, must be positive, got {self.clip}")
+        self._check_roles()
+        self._check_agreement()
+
+    def _check_roles(self) -> None:
         missing = [role for role in self.stage.roles if role.removesuffix("_ema") not in self.roles]
         missing += [role for role in self.stage.roles if role.endswith("_ema") and self.roles[role[:-4]].ema is None]
         if missing:
@@ -124,13 +152,34 @@ class Recipe:
         idle = [role for role in trained if self.roles[role].optim is None]
         if idle:
             raise ValueError(f"{type(self.stage).__name__} trains {sorted(trained)}, but {idle} have no optimizer")
-        if self.frames % self.sampling.chunk:
-            raise ValueError(f"clips of {self.frames} frames do not divide into chunks of {self.sampling.chunk}")
+
+    def _check_agreement(self) -> None:
+        # what is trained is what is sampled; another plan or window is for those who sample a finished product
+        stage, chunk = self.stage, self.sampling.chunk
+        if self.frames % chunk:
+            raise ValueError(f"clips of {self.frames} frames do not divide into chunks of {chunk}")
+        if isinstance(stage, Bidirectional):
+            if chunk != self.frames:
+                raise ValueError(
+                    f"sampling.chunk is {chunk}: a bidirectional model makes its clip of {self.frames} frames at once"
+                )
+        elif stage.chunk != chunk:
+            raise ValueError(f"stage.chunk is {stage.chunk} and sampling.chunk {chunk}: they must be the same")
+        if isinstance(stage, DMD) and stage.plan != self.sampling.plan:
+            raise ValueError(
+                f"stage.plan visits {_told(stage.plan)} and sampling.plan {_told(self.sampling.plan)}: a student must "
+                "be sampled as it was trained"
+            )
 
     @property
     def causal(self) -> bool:
         """False for a bidirectional model, whose one chunk is a whole clip."""
         return self.sampling.chunk < self.frames or self.frames == 1
+
+
+def _told(plan: Plan) -> str:
+    first = "" if plan.first is None else f" (first {plan.first})"
+    return f"{plan.rest}{first}{'' if plan.fresh else ' along the ODE'}"
 
 
 def differences(a: Recipe, b: Recipe) -> list[str]:

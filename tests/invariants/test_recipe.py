@@ -1,16 +1,17 @@
 """A recipe is a value that survives JSON, and refuses what it does not know."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
 
-from forcing.recipe import Gate, Optim, Recipe, Role, Schedule, dump, parse
+from forcing.recipe import Gate, Optim, Recipe, Role, Sampling, Schedule, dump, parse
 from forcing.recipes import find
 from forcing.recipes.rooms import PIPELINE, Facts, recipes
 from forcing.rollout import Plan
 from forcing.stages.consistency import Consistency
-from forcing.stages.diffusion import Bidirectional
+from forcing.stages.diffusion import Bidirectional, DiffusionForcing, TeacherForcing
 
 EVERY = [
     recipe
@@ -78,6 +79,66 @@ def test_what_a_stage_needs_must_be_there():
         Role(ema=1.0)
     with pytest.raises(ValueError, match="positive"):
         Optim(lr=0.0)
+
+
+SAMPLING = Sampling(Plan((1.0, 0.5)))
+CANNOT_BE = [
+    (SAMPLING, {"window": 0}, "window is 0 frames: it must hold a chunk of 1"),
+    (SAMPLING, {"window": 6, "chunk": 4, "sink": 3}, "window is 6 .* chunk of 4 and 3 sink"),
+    (SAMPLING, {"chunk": 0}, "chunk must be at least 1 frame, got 0"),
+    (SAMPLING, {"sink": -1}, "sink must be at least 0 frames, got -1"),
+    (SAMPLING, {"guidance": -1.0}, "guidance must be at least 0 .*got -1"),
+    (SAMPLING, {"guidance": math.inf}, "guidance must be at least 0 .*got inf"),
+    (Bidirectional(), {"shift": 0.0}, "shift must be a positive number .*got 0"),
+    (TeacherForcing(), {"shift": -1.0}, "shift must be a positive number .*got -1"),
+    (TeacherForcing(), {"chunk": 0}, "chunk must be at least 1 frame, got 0"),
+    (DiffusionForcing(), {"shift": math.nan}, "shift must be a positive number .*got nan"),
+    (DiffusionForcing(), {"chunk": -2}, "chunk must be at least 1 frame, got -2"),
+    (Consistency(), {"steps": 0}, "steps, of the teacher's grid, must be at least 1, got 0"),
+    (Consistency(), {"shift": -1.0}, "shift must be a positive number .*got -1"),
+    (Consistency(), {"chunk": 0}, "chunk must be at least 1 frame, got 0"),
+    (Consistency(), {"guidance": -0.5}, "guidance must be at least 0 .*got -0.5"),
+    (Schedule(), {"warmup": -1}, "warmup must be at least 0 steps, got -1"),
+    (Schedule(), {"decay": 1.5}, "decay is a share and must lie in 0..1, got 1.5"),
+    (Schedule(), {"floor": -0.1}, "floor is a share and must lie in 0..1, got -0.1"),
+    (EVERY[0], {"clip": -1.0}, "clip, the greatest gradient norm, must be positive, got -1"),
+    (EVERY[0], {"clip": math.nan}, "clip, .*got nan"),
+    (EVERY[0], {"seed": -1}, "seed must be at least 0, got -1"),
+]
+
+
+@pytest.mark.parametrize(("value", "changes", "message"), CANNOT_BE)
+def test_what_cannot_be_is_refused_with_what_may(value, changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(value, **changes)
+
+
+@pytest.mark.parametrize("name", ["ar", "df", "cd", "dmd-2step"])
+def test_what_is_trained_is_what_is_sampled(name):
+    made = recipes()[name]
+    with pytest.raises(ValueError, match=r"stage.chunk is 3 and sampling.chunk 1"):
+        replace(made, stage=replace(made.stage, chunk=3))
+    with pytest.raises(ValueError, match=r"stage.chunk is 1 and sampling.chunk 3"):
+        replace(made, sampling=replace(made.sampling, chunk=3))
+    both = replace(made, stage=replace(made.stage, chunk=3), sampling=replace(made.sampling, chunk=3))
+    assert both.stage.chunk == both.sampling.chunk == 3
+    with pytest.raises(ValueError, match="12 frames do not divide into chunks of 5"):
+        replace(made, stage=replace(made.stage, chunk=5), sampling=replace(made.sampling, chunk=5))
+
+
+def test_a_bidirectional_model_makes_its_clip_at_once():
+    base = recipes()["base"]
+    with pytest.raises(ValueError, match=r"sampling.chunk is 4: .* 12 frames at once"):
+        replace(base, sampling=replace(base.sampling, chunk=4))
+
+
+def test_a_students_plan_is_the_one_it_trains_on():
+    made, other = recipes()["dmd-2step"], Plan((1.0, 0.25))
+    with pytest.raises(ValueError, match=r"stage.plan visits \(1.0, 0.25\) and sampling.plan \(1.0, "):
+        replace(made, stage=replace(made.stage, plan=other))
+    with pytest.raises(ValueError, match="sampled as it was trained"):
+        replace(made, sampling=replace(made.sampling, plan=replace(made.sampling.plan, fresh=False)))
+    replace(made, stage=replace(made.stage, plan=other), sampling=replace(made.sampling, plan=other))
 
 
 def test_every_start_of_the_pipeline_is_made_before_it():

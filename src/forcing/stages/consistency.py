@@ -5,6 +5,7 @@ min E || G(x_t, past, t) - G_ema(x_t', past, t') ||^2, with x_t real frames nois
 the AR teacher away. No trajectories are stored. Differences from the public code are in docs/decisions.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,7 +16,7 @@ from forcing import flow
 from forcing.guidance import Guided
 from forcing.shapes import Latents, Sigma
 from forcing.stages import Batch, Loss, Models, Update
-from forcing.stages.diffusion import given_clean
+from forcing.stages.diffusion import check, given_clean
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,13 @@ class Consistency:
     shift: float = 5.0
     guidance: float = 3.0
     roles: ClassVar[Sequence[str]] = ("student", "teacher", "student_ema")
+
+    def __post_init__(self) -> None:
+        check(chunk=self.chunk, shift=self.shift)
+        if self.steps < 1:
+            raise ValueError(f"steps, of the teacher's grid, must be at least 1, got {self.steps}")
+        if not 0 <= self.guidance < math.inf:
+            raise ValueError(f"guidance must be at least 0 (1 changes nothing), got {self.guidance}")
 
     def updates(self) -> Sequence[Update]:
         return [Update("student", (self.loss,))]

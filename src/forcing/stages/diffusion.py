@@ -4,6 +4,7 @@
 before it. `DiffusionForcing` is the baseline that sees noisy ones.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -25,6 +26,9 @@ class Bidirectional:
     shift: float = 5.0
     roles: ClassVar[Sequence[str]] = ("student",)
 
+    def __post_init__(self) -> None:
+        check(shift=self.shift)
+
     def updates(self) -> Sequence[Update]:
         return [Update("student", (self.loss,))]
 
@@ -42,6 +46,9 @@ class TeacherForcing:
     chunk: int = 1
     shift: float = 5.0
     roles: ClassVar[Sequence[str]] = ("student",)
+
+    def __post_init__(self) -> None:
+        check(chunk=self.chunk, shift=self.shift)
 
     def updates(self) -> Sequence[Update]:
         return [Update("student", (self.loss,))]
@@ -61,6 +68,9 @@ class DiffusionForcing:
     shift: float = 5.0
     roles: ClassVar[Sequence[str]] = ("student",)
 
+    def __post_init__(self) -> None:
+        check(chunk=self.chunk, shift=self.shift)
+
     def updates(self) -> Sequence[Update]:
         return [Update("student", (self.loss,))]
 
@@ -69,6 +79,14 @@ class DiffusionForcing:
         x, target = noised(batch.latents, sigma, rng)
         v = models["student"](x, sigma, batch.cond, causal(batch.latents.shape[1], self.chunk))
         return Loss((v - target).square().mean(), {})
+
+
+def check(*, chunk: int = 1, shift: float = 1.0) -> None:
+    """ValueError for a chunk or a shift that no stage can train with."""
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1 frame, got {chunk}")
+    if not 0 < shift < math.inf:
+        raise ValueError(f"shift must be a positive number (1 changes nothing), got {shift}")
 
 
 def given_clean(model: Backbone, x: Latents, sigma: Sigma, clean: Latents, cond: Cond, chunk: int) -> Latents:
