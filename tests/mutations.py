@@ -66,8 +66,8 @@ MUTATIONS = [
     *group(
         2,
         "invariants/test_teacher_forcing.py",
-        ("layout.py", "block[:, None] >= block)", "torch.arange(frames)[:, None] >= torch.arange(frames))"),
-        ("layout.py", "before, same = block[:, None] > block,", "before, same = block[:, None] >= block,"),
+        ("layout.py", "number[:, None] >= number)", "torch.arange(frames)[:, None] >= torch.arange(frames))"),
+        ("layout.py", "before, same = number[:, None] > number,", "before, same = number[:, None] >= number,"),
     ),
     *group(
         3,
@@ -75,7 +75,7 @@ MUTATIONS = [
         ("layout.py", "torch.zeros_like(same)], 1)", "torch.ones_like(same)], 1)"),
         ("layout.py", "torch.cat([before | same, ", "torch.cat([torch.ones_like(same), "),
         ("layout.py", "noisy = torch.cat([before, same], 1)", "noisy = torch.cat([before, before | same], 1)"),
-        ("layout.py", "block[:, None] >= block)", "block[:, None] + 1 >= block)"),
+        ("layout.py", "number[:, None] >= number)", "number[:, None] + 1 >= number)"),
         ("backbones/tiny.py", "return told\n", "return told + 1e-6 * told.mean(1, keepdim=True)\n"),
     ),
     *group(

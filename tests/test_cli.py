@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,10 +17,10 @@ import pytest
 from PIL import Image, ImageSequence
 from toys import FRAMES, shaken, shrunk, toy_material, toy_world
 
-from forcing import media
+from forcing import flow, media
 from forcing.actions.keys import Keys
 from forcing.backbones.tiny import TinyConfig
-from forcing.cli import COMMANDS, main, script, setting
+from forcing.cli import COMMANDS, main, script, setting, take
 from forcing.cli import demo as demonstration
 from forcing.cli import eval as evaluation
 from forcing.data.shards import Recording
@@ -28,6 +28,7 @@ from forcing.envs.gym import Record
 from forcing.eval.measure import Measure
 from forcing.recipe import Gate
 from forcing.recipes import rooms
+from forcing.rollout import Plan
 from forcing.train.log import Meter
 from forcing.world import World
 
@@ -136,7 +137,10 @@ REFUSED = [
     (["train", "ar", "--stage.chunk", "5", "--run", "TMP"], ["stage.chunk is 5", "sampling.chunk 1", "the same"]),
     (["train", "cd", "--stage.steps", "0", "--run", "TMP"], ["steps", "at least 1", "0"]),
     (["train", "cd", "--stage.shift", "-1", "--run", "TMP"], ["shift", "positive", "-1"]),
-    (["train", "dmd-2step", "--stage.plan.rest", "1", "0.25", "--run", "TMP"], ["stage.plan visits (1.0,0.25)", "sampling.plan", "trained"]),
+    (
+        ["train", "dmd-2step", "--stage.plan.rest", "1", "0.25", "--run", "TMP"],
+        ["stage.plan visits (1.0,0.25)", "sampling.plan", "trained"],
+    ),
     (["train", "ar", "--name", "a/b", "--run", "TMP"], ["'a/b'", "folder within the run"]),
     (["train", "ar", "--recording", "TMP", "--run", "TMP"], ["TMP", "rooms", "forcing record"]),
     (["pipeline", "roms"], ["'roms'", "Did you mean 'rooms'"]),
@@ -149,6 +153,7 @@ REFUSED = [
     (["record", "rooms", "--out", "RECORDING", "--frames", "9"], ["different recording", "frames 60, not 9"]),
     (["record", "rooms", "--out", "TMP/r", "--frames", "0"], ["frames is 0", "at least 1"]),
     (["record", "rooms", "--out", "TMP/r", "--frames", "9", "--holdout", "0.7"], ["0.7", "0..0.5"]),
+    (["record", "rooms", "--out", "TMP/r", "--frames", "9", "--hold", "1"], ["hold is 1", "below 1"]),
     (["eval"], ["forcing eval RUN"]),
     (["eval", "TMP/none"], ["TMP/none", "not a folder"]),
     (["eval", "TMP"], ["TMP/recording", "--recording"]),
@@ -232,6 +237,16 @@ def test_record_says_what_it_recorded(recording, capsys):
     code, out, _ = ask(capsys, "record", "rooms", "--out", recording, "--frames", "60", "--episode", "19")
     assert code == 0 and "60 frames of 56x56 in 3 episodes" in out and "recorded before" in out
     assert "four rooms" in out and "forward" in out and str(recording) in out
+
+
+def test_long_episodes_get_a_shard_that_holds_them(tmp_path, capsys):
+    asked = ["--frames", "30", "--episode", "5000", "--hold", "0.25"]
+    code, _, err = ask(capsys, "record", "rooms", "--out", tmp_path / "r", *asked)
+    assert code == 0, err
+    spec = Recording.open(tmp_path / "r").manifest["spec"]
+    assert (spec["episode"], spec["shard"], spec["hold"]) == (5000, 5001, 0.25)
+    assert ask(capsys, "record", "rooms", "--out", tmp_path / "s", "--frames", "30")[0] == 0
+    assert Recording.open(tmp_path / "s").manifest["spec"] == asdict(Record("rooms", 30, 0, 80))
 
 
 def test_a_stopped_recording_leaves_nothing(tmp_path, capsys, monkeypatch):
@@ -329,9 +344,39 @@ def test_steps(run, tmp_path, capsys):
         plan = json.loads((tmp_path / "a.gif.json").read_text())["take"]["sampling"]["plan"]
         calls.append((len(plan["rest"]), plan["first"] and len(plan["first"])))
     assert calls == [(1, 4), (2, 4), (4, None), (9, None)]
-    ask(capsys, "generate", "--run", run, "--recipe", "ar", "--frames", 4, "--steps", 3, "--out", tmp_path / "b.gif")
-    plan = json.loads((tmp_path / "b.gif.json").read_text())["take"]["sampling"]["plan"]
-    assert not plan["fresh"] and len(plan["rest"]) == 3 and plan["rest"][0] == 1.0
+
+
+def planned(capsys, tmp_path, *argv) -> Plan:
+    assert ask(capsys, "generate", *argv, "--frames", 4, "--out", tmp_path / "a.gif")[0] == 0
+    return take.read(tmp_path / "a.gif.json")[0].sampling.plan
+
+
+@pytest.mark.parametrize("steps", rooms.PLANS)
+def test_steps_are_those_of_the_student_of_so_many(steps, run, tmp_path, capsys):
+    plan = rooms.PLANS[steps]
+    assert planned(capsys, tmp_path, "--run", run, "--recipe", "dmd-2step", "--steps", steps) == plan
+    assert planned(capsys, tmp_path, "--run", run, "--recipe", "ar", "--steps", steps) == replace(plan, fresh=False)
+
+
+def test_steps_without_a_student_are_even(run, tmp_path, capsys):
+    even = tuple(flow.grid(3, rooms.SHIFT)[:-1].tolist())
+    for name, fresh in (("dmd-2step", True), ("ar", False)):
+        seen = planned(capsys, tmp_path, "--run", run, "--recipe", name, "--steps", 3)
+        assert seen == Plan(even, rooms.FOUR, fresh)
+    assert planned(capsys, tmp_path, "--run", run, "--recipe", "ar", "--steps", 5).first is None
+    assert planned(capsys, tmp_path, "--run", run, "--recipe", "base", "--steps", 1) == Plan((1.0,), fresh=False)
+
+
+@pytest.mark.parametrize("inside", ["world", ""])
+def test_a_student_beside_a_world_says_which_levels(inside, run, tmp_path, capsys):
+    odd = Plan((1.0, 0.3), first=(1.0, 0.6, 0.3))
+    student, teacher = (World.load(run / name / "world") for name in ("dmd-2step", "ar"))
+    recipe = student.recipe
+    agreed = {"stage": replace(recipe.stage, plan=odd), "sampling": replace(recipe.sampling, plan=odd)}
+    replace(student, recipe=replace(recipe, **agreed)).save(tmp_path / "dmd-2step" / inside)
+    teacher.save(tmp_path / "ar" / inside)
+    seen = planned(capsys, tmp_path, "--world", tmp_path / "ar" / inside, "--steps", 2)
+    assert seen == replace(odd, fresh=False)
 
 
 def test_several_clips_and_names_that_are_free(run, tmp_path, capsys, monkeypatch):
@@ -473,6 +518,36 @@ def test_pipeline_on_any_recording(small, tmp_path, capsys):
     assert ask(capsys, "record", "MiniGrid-Empty-5x5-v0", "--out", none, *spec, "--holdout", "0")[0] == 0
     code, _, err = ask(capsys, "pipeline", none, "--run", tmp_path / "other")
     assert code == 2 and "--holdout above 0" in err
+
+
+def test_a_run_finds_its_recording_from_anywhere(small, tmp_path, capsys, monkeypatch):
+    home, away = tmp_path / "home", tmp_path / "away"
+    home.mkdir()
+    away.mkdir()
+    monkeypatch.chdir(home)
+    spec = ["--frames", "400", "--episode", "19", "--size", "20"]
+    assert ask(capsys, "record", "MiniGrid-Empty-5x5-v0", "--out", "recordings/empty", *spec)[0] == 0
+    (home / "runs" / "old").mkdir(parents=True)
+    old = {"recording": "recordings/empty", "scale": "full", "chunk": 1}
+    (home / "runs" / "old" / "run.json").write_text(json.dumps(old))
+    asked = setting.settle(Path("runs/new"), recording="recordings/../recordings/empty", scale="demo")
+    assert asked.recording == str(home / "recordings" / "empty")
+    setting.keep(Path("runs/new"), asked)
+    for place in (home, away):
+        monkeypatch.chdir(place)
+        near = os.path.relpath(home / "recordings" / "empty")
+        for name in ("old", "new"):
+            for given in (None, near, str(home / "recordings" / "empty")):
+                assert setting.settle(home / "runs" / name, recording=given).recording == asked.recording
+    with pytest.raises(ValueError, match="'recordings/none' is neither 'rooms' nor the folder of a recording"):
+        setting.settle(home / "runs" / "new", recording="recordings/none")
+
+
+@pytest.mark.parametrize("harm", ["{", "[]", "{}", '{"recording": "rooms", "colour": 1}'])
+def test_a_damaged_setting_is_named(harm, tmp_path):
+    (tmp_path / "run.json").write_text(harm)
+    with pytest.raises(ValueError, match=r"run.json is damaged .*delete it to start this run's setting again"):
+        setting.known(tmp_path)
 
 
 def test_the_shipped_base_is_started_from_unless_from_scratch(small, tmp_path, capsys, monkeypatch):

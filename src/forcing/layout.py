@@ -39,15 +39,15 @@ def full(frames: int) -> Layout:
 
 
 def causal(frames: int, chunk: int) -> Layout:
-    """Block-causal: a frame sees its own chunk and all chunks before it."""
-    block = _blocks(frames, chunk)
-    return Layout(_times(0, frames), block[:, None] >= block)
+    """Chunk-causal: a frame sees its own chunk and all chunks before it."""
+    number = _chunks(frames, chunk)
+    return Layout(_times(0, frames), number[:, None] >= number)
 
 
 def teacher_forced(frames: int, chunk: int) -> Layout:
     """For a [clean; noisy] sequence of 2 x `frames`: noisy chunk i sees clean chunks < i and itself."""
-    block = _blocks(frames, chunk)
-    before, same = block[:, None] > block, block[:, None] == block
+    number = _chunks(frames, chunk)
+    before, same = number[:, None] > number, number[:, None] == number
     clean = torch.cat([before | same, torch.zeros_like(same)], 1)
     noisy = torch.cat([before, same], 1)
     times = _times(0, frames)
@@ -141,7 +141,7 @@ def _times(start: int, stop: int) -> Times:
     return torch.arange(start, stop, dtype=torch.float32)
 
 
-def _blocks(frames: int, chunk: int) -> Tensor:
+def _chunks(frames: int, chunk: int) -> Tensor:
     if chunk < 1 or frames % chunk:
         raise ValueError(f"{frames} frames do not divide into chunks of {chunk}")
     return torch.arange(frames) // chunk

@@ -23,13 +23,13 @@ from forcing.cli.setting import known, shipped, shipped_base
 from forcing.cli.take import Take
 from forcing.envs.gym import ROOMS
 from forcing.recipe import Recipe, Sampling
+from forcing.recipes import rooms
 from forcing.rollout import Plan
 from forcing.world import World
 
 FRAMES = 64
 FAVOURITES = ("dmd-2step", "dmd-4step", "dmd-1step", "cd", "ar", "base")
 MOST_STEPS = 1000
-FIRST = 4  # steps of a frame that nothing precedes, where the others take fewer
 
 Append = tyro.conf.UseAppendAction
 
@@ -79,7 +79,7 @@ def run(args: Sequence[str], console: Console) -> int:
     else:
         home = _home(options)
         world, look = World.load(home), _look(options, Look())
-        wanted = _take(options, world)
+        wanted = _take(options, world, home)
     wanted.check(world)
     for prompt in [*wanted.prompts, *(prompt for _, prompt in wanted.switches)]:
         world.cond([prompt], None, 1)
@@ -96,13 +96,13 @@ def run(args: Sequence[str], console: Console) -> int:
     return 0
 
 
-def _take(options: Options, world: World) -> Take:
+def _take(options: Options, world: World, home: Path) -> Take:
     told = [name for name in ("actions", "policy", "free") if getattr(options, name) not in (None, False)]
     if len(told) > 1:
         raise ValueError(
             f"--{' and --'.join(told)} exclude each other: keys come from a script, at random, or not at all"
         )
-    how = _sampling(world.recipe, options.steps)
+    how = _sampling(world, home, options.steps)
     start = tuple(take.pack(take.first_frame(path, world.codec.config.frame)) for path in options.start)
     prompts = tuple(prompt or None for prompt in options.prompt or world.text.prompts[:1])
     blind = max(1, len(start))  # nothing is known of the keys that led to these
@@ -123,15 +123,37 @@ def _frames(world: World, wanted: int, chunk: int) -> int:
     return -(-wanted // chunk) * chunk if world.causal else chunk
 
 
-def _sampling(recipe: Recipe, steps: int | None) -> Sampling:
-    # Distilled worlds renoise after every step, others move along the ODE; both on the recipe's own grid.
-    own = recipe.sampling
-    if steps is None or steps == len(own.plan.rest):
+def _sampling(world: World, home: Path, steps: int | None) -> Sampling:
+    # Whoever asks for N steps wants to compare: every world visits the levels of the N-step student. Distilled worlds
+    # renoise after each, others move along the ODE.
+    own = world.recipe.sampling
+    if steps is None:
         return own
     if not 1 <= steps <= MOST_STEPS:
         raise ValueError(f"steps is {steps}: it must be a whole number from 1 to {MOST_STEPS}")
-    levels = [tuple(flow.grid(n, recipe.stage.shift)[:-1].tolist()) for n in (steps, max(steps, FIRST))]
-    return replace(own, plan=Plan(levels[0], None if steps >= FIRST else levels[1], own.plan.fresh))
+    as_is = steps == len(own.plan.rest)
+    plan = None if as_is and own.plan.fresh else _student(home, steps)
+    if plan is None and as_is:
+        return own
+    plan = plan or _even(world.recipe, steps)
+    return replace(own, plan=replace(plan, first=plan.first if world.causal else None, fresh=own.plan.fresh))
+
+
+def _student(home: Path, steps: int) -> Plan | None:
+    # The plan of the N-step student trained beside this world (RUN/NAME/world, or shipped as NAME), or of its recipe.
+    name = f"dmd-{steps}step"
+    for place in (home.parent.parent / name / "world", home.parent / name):
+        if (place / "world.json").is_file():
+            return World.load(place).recipe.sampling.plan
+    return rooms.PLANS.get(steps)
+
+
+def _even(recipe: Recipe, steps: int) -> Plan:
+    # No student takes so many steps. A frame that nothing precedes takes as many as students do, if that is more.
+    few = recipe.sampling.plan if recipe.sampling.plan.fresh else rooms.PLANS[max(rooms.PLANS)]
+    first = few.levels(begins=True)
+    rest = tuple(flow.grid(steps, recipe.stage.shift)[:-1].tolist())
+    return Plan(rest, first if len(first) > steps else None)
 
 
 def _look(options: Options, before: Look) -> Look:

@@ -13,7 +13,7 @@ from rich.console import Console
 from forcing.cli.bar import Bar
 from forcing.cli.options import read, shown
 from forcing.data.shards import MANIFEST, Recording
-from forcing.envs.gym import Record, record
+from forcing.envs.gym import SHARD, Record, record
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,21 @@ class Options:
     episode: int = 80  # most steps in an episode
     size: Annotated[int | None, shown("PIXELS")] = None  # shrink frames until the longer side is so many pixels
     holdout: float = 0.1  # share of the episodes kept for evaluation
+    hold: float = 0.6  # probability that a key stays pressed for another step
 
 
 def run(args: Sequence[str], console: Console) -> int:
     """Record, and say what was recorded."""
     options = read(Options, args, "record")
     spec = Record(
-        options.env, options.frames, options.seed, options.episode, size=options.size, holdout=options.holdout
+        options.env,
+        options.frames,
+        options.seed,
+        options.episode,
+        size=options.size,
+        shard=max(SHARD, options.episode + 1),
+        holdout=options.holdout,
+        hold=options.hold,
     )
     kept(spec, options.out, console)
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,14 +52,31 @@ def known(run: Path) -> Setting | None:
     if not path.is_file():
         return None
     try:
-        return Setting(**json.loads(path.read_text()))
-    except (TypeError, json.JSONDecodeError) as damage:
+        about = json.loads(path.read_text())
+        about["recording"] = _placed(about["recording"], [Path(), *path.resolve().parents])
+    except (TypeError, KeyError, ValueError) as damage:
         raise ValueError(f"{path} is damaged ({damage}); delete it to start this run's setting again") from damage
+    unknown = about.keys() - asdict(Setting())
+    if unknown:
+        raise ValueError(f"{path} is damaged (it has {sorted(unknown)}); delete it to start this run's setting again")
+    return Setting(**about)
+
+
+def _placed(recording: str, bases: Sequence[Path]) -> str:
+    # Absolute, so that a run can be continued from any folder. Older runs kept it relative to where they were begun,
+    # which most likely is above the run.
+    if recording == ROOMS:
+        return recording
+    places = [base / recording for base in bases]
+    return str(next((place for place in places if (place / MANIFEST).is_file()), places[0]).resolve())
 
 
 def settle(run: Path, **asked: Any) -> Setting:
     """What was asked (None: whatever the run is about, else the default); a run is about one setting only."""
     given = {name: value for name, value in asked.items() if value is not None}
+    if "recording" in given:
+        Setting(recording=given["recording"])  # complains about what was asked, not about what was made of it
+        given["recording"] = _placed(given["recording"], [Path()])
     before = known(run)
     if before is None:
         return Setting(**given)

@@ -27,6 +27,7 @@ from forcing.data.shards import ARRAYS, FORMAT, MANIFEST, checksum, read_manifes
 from forcing.envs import rooms
 
 ROOMS = "rooms"
+SHARD = 4096  # most frames in a shard file, unless a single episode needs more
 
 _HOSTS = {"ALE/": ("ale_py", "ale-py")}  # packages whose ids exist only once they are imported, beside MiniGrid
 _PREFIXES = 16  # situations in which two actions must look the same to count as one
@@ -53,7 +54,7 @@ class Record:
     seed: int
     episode: int
     size: int | None = None
-    shard: int = 4096
+    shard: int = SHARD
     holdout: float = 0.1
     hold: float = 0.6
 
