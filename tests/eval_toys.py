@@ -1,4 +1,4 @@
-"""A tiny measure, and worlds of `rooms` with random weights: what the evaluation's tests play with."""
+"""A tiny measure, and worlds with random weights: what the evaluation's tests play with."""
 
 from dataclasses import replace
 
@@ -32,11 +32,11 @@ TINY = Measure(
 
 
 def small_world(recording: Recording, name: str, chunk: int = 1) -> World:
-    """A world of `rooms` with random weights."""
+    """A world of what was recorded, with random weights."""
     frames = np.concatenate([episode.frames[::5] for episode in recording.load("train")])
     codec = LinearCodec.fit(frames, multiple=4)
     recipe = recipes(chunk=chunk)[name]
-    sizes = {"patch": 4, "dim": 16, "heads": 2, "layers": 1, "text_dim": 3, "action_dim": 4}
-    recipe = replace(recipe, backbone=TinyConfig(codec.config.latents, **sizes))
+    sizes = {"patch": 4, "dim": 16, "heads": 2, "layers": 1, "text_dim": len(recording.prompts)}
+    recipe = replace(recipe, backbone=TinyConfig(codec.config.latents, action_dim=len(recording.actions), **sizes))
     model = shaken(recipe.backbone.build(), len(name)).eval().requires_grad_(False)
     return World(model, codec, Names(tuple(recording.prompts)), Keys(tuple(recording.actions)), recipe)

@@ -9,11 +9,11 @@ from eval_toys import TINY
 
 from forcing.data.shards import Recording
 from forcing.envs.gym import Record, record, replay
-from forcing.envs.rooms import TILE, palette
+from forcing.envs.rooms import AGENT, TILE, WALL, palette
 from forcing.eval.distribution import Features, diversity, frechet, motion
 from forcing.eval.samples import real
 from forcing.eval.scenes import Origin, fork, gather
-from forcing.eval.tiles import Views, against_itself, against_truth
+from forcing.eval.tiles import Views, against_itself, against_truth, recognised
 
 pytest_plugins = ("eval_fixtures",)
 
@@ -54,6 +54,38 @@ def test_a_deaf_model_is_caught(judge):
     honest = Views.read(footage.frames, 0.05)
     assert against_itself(honest, footage.led, 11).control(slice(start, None)) == 1.0
     assert against_itself(honest, other, 11).control(slice(start, None)) < 0.9
+
+
+def test_a_closed_cell_is_consistent_and_unlike_the_world(judge):
+    # Walls on every side agree with every key for ever, and each of them is a tile.
+    honest = real(judge.scenes, 0)
+    view = np.zeros((7, 7), np.int64)
+    view[5:, 2:5], view[6, 3] = WALL, AGENT
+    cell = palette()[1][view].transpose(0, 2, 1, 3, 4).reshape(56, 56, 3)
+    dream = np.broadcast_to(cell, honest.told.shape)
+    scores = judge.score(replace(honest, told=dream), 4, 1)
+    assert scores.curves["control_rollout"][-1] == scores.values["valid_new"] == scores.values["valid_determined"] == 1
+    assert scores.curves["valid_new"] == scores.curves["valid_determined"] == [1.0, 1.0]
+    assert scores.values["motion_told"] == 0.0 and scores.curves["motion_told"] == [0.0, 0.0]
+    # other wanderings from other starts are nearer
+    fair = judge.score(replace(honest, told=judge.scenes.reference[: TINY.told]), 4, 1)
+    assert scores.values["frechet_told"] > 2 * fair.values["frechet_told"]
+    assert len(scores.curves["frechet_told"]) == 2 and 0.3 < fair.values["motion_told"] < 3
+    # the recorded frames have no distance to themselves
+    assert not {"frechet_told", "motion_told"} & set(judge.score(honest, 4, 1).values)
+
+
+def test_swapped_prompts_are_noticed(recording, judge):
+    many = gather(recording, replace(TINY, nothing=45, seeds=(0,)))
+    prompts = many.nothing.prompts
+    true, fair = Views.read(many.nothing.frames, 0.05), Views.read(many.others[0], 0.05)
+    assert recognised(true, true, prompts) > 0.9 and recognised(fair, true, prompts) > 0.8
+    swapped = Views(np.roll(fair.ids, 1, 0), np.roll(fair.valid, 1, 0))  # prompts come in turn
+    assert recognised(swapped, true, prompts) < 0.2
+    assert np.isnan(recognised(fair, true, ["one"] * len(prompts)))
+    honest = real(judge.scenes, 0)
+    swapped = judge.score(replace(honest, nothing=np.roll(judge.scenes.nothing.frames, 1, 0)), 4, 1).values
+    assert swapped["prompt"] < 0.5 and swapped["frechet_nothing"] < 1e-3  # which distances alone do not see
 
 
 def test_mush_is_not_a_tile(judge):

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -12,11 +13,16 @@ import pytest
 from eval_toys import TINY, small_world
 from PIL import Image
 
-from forcing.eval.films import Shooting, shoot, strip
+from forcing.cli import eval as evaluation
+from forcing.cli import setting
+from forcing.data.shards import Recording
+from forcing.envs.gym import Record, record
+from forcing.eval.films import Reel, Shooting, Take, shoot, strip
+from forcing.eval.gallery import gallery
 from forcing.eval.plots import Axes, Series, chart, smoothed, thinned
 from forcing.eval.report import report
 from forcing.eval.results import Results
-from forcing.eval.rooms import results_path
+from forcing.eval.rooms import evaluate, results_path
 from forcing.eval.rows import candidates
 
 pytest_plugins = ("eval_fixtures",)
@@ -125,6 +131,46 @@ def test_a_page_of_what_there_is(run, tmp_path):
     assert "No stage of this run is finished yet." in text
     with pytest.raises(ValueError, match="nowhere is not a folder"):
         report(tmp_path / "nowhere")
+
+
+def test_a_page_of_chunks(recording, tmp_path):
+    for name in ("ar", "cd"):
+        small_world(recording, name, chunk=3).save(tmp_path / name / "world")
+    text, _ = read(report(tmp_path, recording=recording.path))
+    rows = 1 + 4 + 3  # the real world, the teacher and its cuts, CD
+    assert text.count("class=film ") == 3 * 3 * rows
+    evaluate(tmp_path, recording, replace(TINY, few=(2,), seeds=(0,), ahead=1, told=1, starts=1, nothing=3))
+    text, ids = read(report(tmp_path, recording=recording.path))
+    assert "class=film " in text and "AR teacher cut to 2 steps" in text and "drift" in ids
+    shutil.rmtree(tmp_path / "eval")
+    recipe = json.loads((tmp_path / "ar" / "world" / "world.json").read_text())
+    recipe["recipe"]["sampling"]["chunk"] = 5  # which no clip divides into: said, not hidden
+    (tmp_path / "ar" / "world" / "world.json").write_text(json.dumps(recipe))
+    with pytest.raises(ValueError, match="chunk"):
+        report(tmp_path, recording=recording.path)
+
+
+def test_a_page_of_another_world(recording, tmp_path, monkeypatch):
+    other = Recording.open(record(Record("MiniGrid-Empty-5x5-v0", 160, 0, 20, holdout=0.25), tmp_path / "other"))
+    assert other.actions == ("left", "right", "forward", "pickup")
+    run = tmp_path / "run"
+    small_world(other, "ar").save(run / "ar" / "world")
+    text, _ = read(report(run, recording=other.path))
+    assert "<h1>Causal Forcing++ in MiniGrid-Empty-5x5-v0</h1>" in text
+    keys = set(re.findall(r"<li>(?:. <small>)?([^<]+)(?:</small>)?</li>", text)) - {"start"}
+    assert keys and keys <= set(other.actions)
+    clips = np.zeros((1, 3, 8, 8, 3), np.uint8)
+    reel = Reel(("p",), np.array([[-1, 1, 5]]), (Take("real", "real", clips, clips, clips),))
+    text = gallery(reel, Shooting(start=1), (32, 2), ("a", "left", "c", "d", "e", "<jump>"))
+    assert "<li>start</li><li>← <small>left</small></li><li>&lt;jump&gt;</li>" in text
+    text, _ = read(report(run))
+    assert "<h1>Causal Forcing++</h1>" in text  # nobody says which world it is
+    # the shipped base knows rooms: it is no stage of a run that learns another world
+    small_world(recording, "base").save(tmp_path / "shipped" / "base")
+    monkeypatch.setattr(setting, "SHIPPED", tmp_path / "shipped")
+    assert set(evaluation.shipped(run)) == {"base"}
+    setting.keep(run, setting.Setting(str(other.path)))
+    assert evaluation.shipped(run) == {}
 
 
 def test_a_shipped_stage_is_called_so(recording, tmp_path):

@@ -1,18 +1,23 @@
 """What models make of the scenes, and an evaluation as a whole: rows, resuming, tables, the verdict."""
 
+import io
+import math
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from eval_toys import TINY, small_world
+from rich.console import Console
 from toys import shaken
 
+from forcing.cli import eval as evaluation
 from forcing.eval.cost import cost
 from forcing.eval.measure import FULL, QUICK
 from forcing.eval.results import METRICS, Results, Row
 from forcing.eval.rooms import evaluate, results_path
-from forcing.eval.rows import candidates
+from forcing.eval.rows import candidates, fitting
 from forcing.eval.samples import GivenClean, Player, effort, sample
 from forcing.eval.tables import markdown, number, table
 from forcing.eval.verdict import verdict
@@ -80,7 +85,8 @@ def test_passes_of_the_rows(folder):
     students = {f"{family}-{n}": n + 1 for family in ("cd", "dmd") for n in (4, 2, 1)}
     assert passes == {"base": 64, "ar": 66, "ar-4": 10, "ar-2": 6, "ar-1": 4} | students
     assert rows["cd-2"].sampling.plan == rows["dmd-2"].sampling.plan != rows["ar-2"].sampling.plan
-    assert rows["ar-1"].sampling.plan.first == rows["ar-4"].sampling.plan.rest  # as many for a frame out of nothing
+    for n in (4, 2, 1):  # the cut teacher visits the student's levels, for a frame out of nothing too
+        assert rows[f"ar-{n}"].sampling.plan == replace(rows[f"dmd-{n}"].sampling.plan, fresh=False)
     assert rows["base"].memory is None and rows["ar"].memory == 11
 
 
@@ -153,14 +159,25 @@ def test_absent_stages_are_absent_rows(recording, tmp_path):
     assert [row.name for row in rows] == ["base", "cd-4", "cd-2", "cd-1"]
     # no student says which levels: the stage's own grid
     assert [len(row.sampling.plan.rest) for row in rows[1:]] == [4, 2, 1] and rows[1].sampling.plan.fresh
+    small_world(recording, "ar").save(tmp_path / "ar" / "world")
+    plans = {row.name: row.sampling.plan for row in candidates(tmp_path, FULL, {})}
+    assert [plans[f"ar-{n}"] for n in (4, 2, 1)] == [replace(plans[f"cd-{n}"], fresh=False) for n in (4, 2, 1)]
+    shutil.rmtree(tmp_path / "cd")
+    plans = {row.name: row.sampling.plan for row in candidates(tmp_path, FULL, {})}
+    assert plans["ar-2"] == Plan.ode(2, 3.0)
 
 
 def test_chunks_must_fit(recording, tmp_path):
     small_world(recording, "ar", chunk=3).save(tmp_path / "ar" / "world")
-    with pytest.raises(ValueError, match="chunks of 3 frames: start 4 and clip 12 must be multiples"):
-        candidates(tmp_path, FULL, {})
-    measure = replace(TINY, start=3, frames=12, bucket=6, seeds=(0,))
-    results = evaluate(tmp_path, recording, measure)
+    with pytest.raises(ValueError, match="chunks of 3 frames: clip 11 must be a multiple"):
+        candidates(tmp_path, replace(FULL, clip=11), {})
+    small_world(recording, "base").save(tmp_path / "base" / "world")
+    rows = candidates(tmp_path, FULL, {})
+    assert fitting(rows, 4) == fitting(rows, 6) == 6 and fitting(rows[:1], 4) == 4  # the base continues nothing
+    two = replace(rows[1], sampling=replace(rows[1].sampling, chunk=2))
+    assert fitting([*rows, two], 4) == 6 and fitting([*rows, two], 7) == 12
+    results = evaluate(tmp_path, recording, replace(TINY, few=(), seeds=(0,)))
+    assert results.about["measure"]["start"] == 6 and len(results.row("ar").curve("frechet_free")) == 2
     assert results.row("ar").mean("passes") == 8 and 0 <= results.row("ar").mean("control") <= 1
 
 
@@ -179,6 +196,7 @@ def made_up(**rows: dict[str, float]) -> Results:
     return Results(about, tuple(found))
 
 
+HELD = ("control_rollout", "valid_free", "frechet_free", "diversity_free", "motion_free")
 GOOD = {
     "control": 0.97,
     "control_rollout": 0.95,
@@ -191,6 +209,9 @@ GOOD = {
     "diversity_nothing": 0.97,
     "motion_free": 1.0,
     "motion_nothing": 1.0,
+    "frechet_told": 8.0,
+    "motion_told": 1.0,
+    "prompt": 0.97,
 }
 
 
@@ -198,13 +219,16 @@ def test_the_verdict_follows_the_bounds():
     worse = GOOD | {"frechet_free": 40.0, "frechet_nothing": 50.0}
     rows = {"ar": GOOD, "ar_2": worse, "ar_1": worse, "cd_2": GOOD, "dmd_2": GOOD, "dmd_1": GOOD}
     claims = verdict(made_up(**rows))
-    assert len(claims) == 10 and all(claim.passed for claim in claims)
+    assert len(claims) == 13 and all(claim.passed for claim in claims)
     for metric, bad in (
         ("control", 0.9),
         ("frechet_free", 13.0),
         ("valid_new", 0.9),
         ("diversity_nothing", 0.7),
         ("motion_free", 0.7),
+        ("frechet_told", 11.0),
+        ("motion_told", 0.7),
+        ("prompt", 0.6),
     ):
         failed = [claim for claim in verdict(made_up(**rows | {"dmd_2": GOOD | {metric: bad}})) if not claim.passed]
         assert failed and all(claim.claim.startswith("dmd_2") for claim in failed), metric
@@ -213,10 +237,47 @@ def test_the_verdict_follows_the_bounds():
     assert verdict(made_up(ar=GOOD)) == []
 
 
+@pytest.mark.parametrize("metric", [name for name in GOOD if name != "control_frames"])
+def test_what_could_not_be_measured_is_not_kept(metric):
+    worse = GOOD | {"frechet_free": 40.0, "frechet_nothing": 50.0}
+    rows = {"ar": GOOD, "ar_2": worse, "cd_2": GOOD}
+    for lost in ({name: value for name, value in GOOD.items() if name != metric}, GOOD | {metric: math.nan}):
+        claims = verdict(made_up(**rows, dmd_2=lost))
+        failed = [claim for claim in claims if not claim.passed]
+        expected = 1 + metric.startswith("frechet_") + (metric in HELD) - (metric == "frechet_told")
+        assert len(failed) == expected and all("could not be measured" in claim.numbers for claim in failed), claims
+        # nobody asks for what the teacher and its cuts do not have either
+        absent = {name: {k: v for k, v in row.items() if k != metric} for name, row in rows.items()}
+        assert all(claim.passed for claim in verdict(made_up(**absent, dmd_2=lost)))
+
+
+def test_long_rollouts_hold_only_if_everything_does():
+    good = made_up(ar=GOOD, dmd_2=GOOD)
+    for metric in ("control_rollout", "valid_free", "diversity_free", "motion_free"):
+        fallen = dict(good.row("dmd-2").curves) | {metric: ((1.0, 1.0, 0.9, 0.75),)}
+        claims = verdict(replace(good, rows=(good.rows[0], replace(good.rows[1], curves=fallen))))
+        assert [claim.claim for claim in claims if not claim.passed] == ["dmd_2: rollouts of 64 frames hold"]
+
+
+def test_a_figure_of_short_clips_is_marked():
+    results = made_up(real=GOOD, base=GOOD, ar=GOOD)
+    text = markdown(results)
+    assert "| base | 97.0 (96.0-98.0) | 95.0\\* (94.0-96.0) |" in text and text.count("\\* of short clips") == 2
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(table(results))
+    assert shown.getvalue().count("*") == 3 and "* of short clips begun from nothing" in shown.getvalue()
+    shown = io.StringIO()
+    evaluation.show(results, Console(file=shown, width=80))
+    pieces = shown.getvalue().split("the real world")[1:]
+    assert len(pieces) > 2
+    assert "* of short clips" in pieces[0] and "*" not in pieces[-1]
+    assert "short clips" not in markdown(made_up(real=GOOD, ar=GOOD))
+
+
 def test_tables_show_every_row():
     results = made_up(real=GOOD, ar=GOOD, cd_2=GOOD | {"frechet_free": 9.0}, dmd_2=GOOD | {"frechet_free": 11.0})
     text = markdown(results)
-    assert "| cd_2 | **9.0** | **12.0** |" in text and "| dmd_2 | 11.0 | **12.0** |" in text
+    assert "| cd_2 | **8.0** | **9.0** | **12.0** |" in text and "| dmd_2 | **8.0** | 11.0 | **12.0** |" in text
     assert "| real | 97.0 (96.0-98.0) |" in text
     assert table(results).row_count == 4
     shares = {metric.name: metric for metric in METRICS}

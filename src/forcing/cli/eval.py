@@ -15,10 +15,11 @@ from forcing.cli import setting
 from forcing.cli.bar import Bar
 from forcing.cli.options import read, shown
 from forcing.data.shards import Recording
+from forcing.envs.gym import ROOMS
 from forcing.eval.measure import FULL, QUICK, Measure
-from forcing.eval.results import METRICS, Results
+from forcing.eval.results import METRICS, SHORT_NOTE, Results
 from forcing.eval.rooms import evaluate, results_path
-from forcing.eval.tables import table
+from forcing.eval.tables import noted, table
 from forcing.eval.verdict import verdict
 
 
@@ -57,6 +58,12 @@ def one(folder: Path | None, run: Path | None, command: str) -> Path:
     return found
 
 
+def shipped(folder: Path) -> dict[str, Path]:
+    """The shipped base where it is what the run starts from: it knows `rooms` and nothing else."""
+    about = setting.known(folder)
+    return setting.shipped_base() if about is None or about.recording == ROOMS else {}
+
+
 def measure(folder: Path, data: Recording, how: Measure, command: str, console: Console) -> Results:
     """`evaluate` with a progress bar."""
     with Bar("measuring", "%", console) as bar:
@@ -64,7 +71,7 @@ def measure(folder: Path, data: Recording, how: Measure, command: str, console: 
         def progress(what: str, share: float) -> None:
             bar.show(round(100 * share), 100, what)
 
-        return evaluate(folder, data, how, shipped=setting.shipped_base(), progress=progress, command=command)
+        return evaluate(folder, data, how, shipped=shipped(folder), progress=progress, command=command)
 
 
 def show(results: Results, console: Console) -> None:
@@ -78,7 +85,8 @@ def show(results: Results, console: Console) -> None:
     for groups in pieces:
         piece = table(_only(results, groups))
         piece.title = piece.title if groups == pieces[0] else None
-        piece.caption = piece.caption if groups == pieces[-1] else None
+        if groups != pieces[-1]:
+            piece.caption = SHORT_NOTE if noted(_only(results, groups)) else None
         console.print(piece, soft_wrap=False, markup=True)
     for claim in verdict(results):
         console.print(f"{'kept  ' if claim.passed else 'MISSED'}  {claim.claim}\n        {claim.numbers}")

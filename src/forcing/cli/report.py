@@ -11,7 +11,7 @@ import tyro
 from rich.console import Console
 
 from forcing.cli import setting
-from forcing.cli.eval import one
+from forcing.cli.eval import one, shipped
 from forcing.cli.options import read, shown
 from forcing.eval.report import report
 
@@ -37,4 +37,4 @@ def run(args: Sequence[str], console: Console) -> int:
 def write(folder: Path, out: Path | None = None) -> Path:
     """The page of a run folder."""
     data = setting.where(folder)
-    return report(folder, out, recording=data if data.is_dir() else None, shipped=setting.shipped_base())
+    return report(folder, out, recording=data if data.is_dir() else None, shipped=shipped(folder))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 POOL = 4  # pixels a side averaged into one feature
+PAIRS = 80  # frame pairs a feature is fitted to, at most: more move the axes little and take time
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Features:
     def fit(clips: np.ndarray, keep: int = 64) -> "Features":
         pairs = _pairs(clips)
         mean = pairs.mean(0)
-        _, _, axes = np.linalg.svd((pairs - mean)[: 20 * keep * 4], full_matrices=False)
+        _, _, axes = np.linalg.svd((pairs - mean)[: PAIRS * keep], full_matrices=False)
         return Features(mean, axes[:keep].T)
 
     def of(self, clips: np.ndarray) -> np.ndarray:

@@ -9,34 +9,35 @@ from html import escape
 
 import numpy as np
 
-from forcing.envs.rooms import ACTIONS
 from forcing.eval.films import Reel, Shooting, Take, strip
+from forcing.eval.rows import FAMILIES
 
-GLYPHS = dict(enumerate("←→↑·"))
+GLYPHS = {"left": "←", "right": "→", "forward": "↑", "up": "↑", "down": "↓", "wait": "·", "noop": "·"}
 REGIMES = {
     "told": ("Told", "Every key is given: an interactive world. All rows share the start and the keys pressed."),
     "free": ("Free", "No key is told: from the same start, every row imagines where to go."),
     "nothing": ("From nothing", "A prompt alone. The real clip is one of many that the prompt allows."),
 }
-FAMILIES = {"ar": "AR teacher", "cd": "causal CD", "dmd": "DMD"}
 
 
-def gallery(reel: Reel, shooting: Shooting, many: int, few: Sequence[int]) -> str:
-    """Three regimes, one scene a prompt: the real world on top, a column a family, a line a number of steps."""
+def gallery(reel: Reel, shooting: Shooting, steps: Sequence[int], actions: Sequence[str]) -> str:
+    """Three regimes, one scene a prompt: the real world on top, a column a family, a line a number of steps.
+
+    steps: the teacher's, then the few of the students. actions: what the keys of the recording are called.
+    """
     parts = []
+    keys = [_called(keys, shooting.start, actions) for keys in reel.keys]
     for regime, (title, lead) in REGIMES.items():
-        scenes = "".join(
-            _scene(reel, regime, number, shooting.start, (many, *few)) for number in range(len(reel.prompts))
-        )
+        scenes = "".join(_scene(reel, regime, number, keys[number], steps) for number in range(len(reel.prompts)))
         parts.append(f"<h3>{escape(title)}</h3><p class=lead>{escape(lead)}</p><div class=scenes>{scenes}</div>")
     return "".join(parts)
 
 
-def _scene(reel: Reel, regime: str, number: int, start: int, steps: Sequence[int]) -> str:
+def _scene(reel: Reel, regime: str, number: int, keys: Sequence[str], steps: Sequence[int]) -> str:
     takes = {take.name: (take, clips[number]) for take in reel.takes if (clips := getattr(take, regime)) is not None}
     seen = {name.partition("-")[0] for name in takes}
     families = {family: label for family, label in FAMILIES.items() if family in seen}
-    beside = _keys(reel.keys[number], start) if regime == "told" else ""
+    beside = _keys(keys) if regime == "told" else ""
     if "base" in takes:
         take, clip = takes["base"]
         beside = f"{_film(take, clip)}<small>base: {len(clip)} frames at once</small>"
@@ -60,10 +61,15 @@ def _film(take: Take, clip: np.ndarray) -> str:
     )
 
 
-def _keys(keys: np.ndarray, start: int) -> str:
-    # One line a frame, rolled along in step with the films; the frames given are marked, not the keys within them.
-    lines = []
-    for at, key in enumerate(keys):
-        shown = "start" if at < start else f"{GLYPHS[int(key)]} <small>{ACTIONS[int(key)]}</small>"
-        lines.append(f"<li>{shown}</li>")
-    return f'<div class=keys aria-hidden=true><ol style="--n:{len(keys)}">{"".join(lines)}</ol></div>'
+def _called(keys: np.ndarray, start: int, actions: Sequence[str]) -> list[str]:
+    # the frames given are marked, not the keys within them
+    return ["start" if at < start else actions[int(key)] for at, key in enumerate(keys)]
+
+
+def _keys(names: Sequence[str]) -> str:
+    # one line a frame, rolled along in step with the films
+    lines = "".join(
+        f"<li>{GLYPHS[name]} <small>{name}</small></li>" if name in GLYPHS else f"<li>{escape(name)}</li>"
+        for name in names
+    )
+    return f'<div class=keys aria-hidden=true><ol style="--n:{len(names)}">{lines}</ol></div>'

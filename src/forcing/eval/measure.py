@@ -11,8 +11,10 @@ class Measure:
     places that the free regime continues, and continuations of each. nothing: clips begun from nothing. train:
     training clips that the features of the Frechet distance are fitted to.
     clip: frames of the clips that are judged one frame ahead or begun from nothing; a training clip's length.
-    start, frames: real frames that a rollout continues, and frames it then generates. bucket: frames averaged into
-    one point of a drift curve. many, few: sampling steps of the teachers, and of the few-step rows.
+    start, frames: real frames that a rollout continues (more where a row's chunks ask for it), and frames it then
+    generates. bucket: frames averaged into one point of a drift curve; frame pairs of one clip are alike, so fewer than
+    16 of 80 clips are too few for a Frechet distance. many, few: sampling steps of the teachers, and of the few-step
+    rows.
     keep: features of a frame pair. timed: frames timed for the cost of one. valid: greatest distance at which
     something counts as a tile of the world, root mean square in [0, 1] units: tiles are at least 0.18 apart, and floor
     with a fifth of wall blended in is 0.05 away.

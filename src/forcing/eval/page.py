@@ -5,13 +5,13 @@ from html import escape
 from itertools import groupby
 
 from forcing.eval.plots import Axes, Series, chart
-from forcing.eval.results import BY_NAME, Metric, Results, Row
-from forcing.eval.tables import best, measured, number, spread
+from forcing.eval.results import BY_NAME, SHORT_NOTE, Metric, Results, Row, short
+from forcing.eval.rows import FAMILIES
+from forcing.eval.tables import best, measured, noted, number, spread
 from forcing.eval.verdict import TEACHER, Claim, verdict
 
 STUDENT = "dmd-2"
-DRIFT_ROWS = ("real", "ar", "ar-2", "ar-1", "cd-2", "dmd-2", "dmd-1")
-FAMILIES = {"ar": "AR teacher", "cd": "causal CD", "dmd": "DMD"}
+DRIFT_ROWS = ("real", "ar", "ar-2", "ar-1", "cd-2", "cd-1", "dmd-2", "dmd-1")
 
 
 def section(name: str, title: str, body: str, lead: str = "") -> str:
@@ -58,9 +58,10 @@ def results_table(results: Results) -> str:
         name = f'<th scope=row><i class="key row-{row.name}"></i>{escape(row.label)}</th>'
         lines.append(f"<tr{begins}>{name}{cells}</tr>")
     notes = "".join(f"<dt>{escape(m.group)}: {escape(m.title)}</dt><dd>{escape(m.meaning)}</dd>" for m in metrics)
+    below = f"<p><small>{SHORT_NOTE}</small></p>" if noted(results) else ""
     return (
         f"<div class=scroll><table class=results><thead><tr><td></td>{top}</tr><tr><td></td>{under}</tr></thead>"
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
+        f"<tbody>{''.join(lines)}</tbody></table></div>{below}"
         f"<details><summary>What the columns mean</summary><dl>{notes}</dl></details>"
     )
 
@@ -68,7 +69,7 @@ def results_table(results: Results) -> str:
 def trade(results: Results) -> str:
     """Quality against price: Frechet distance over network evaluations a frame, a line for each family of models."""
     figures, shown = [], set()
-    for metric in ("frechet_free", "frechet_nothing"):
+    for metric in ("frechet_told", "frechet_free", "frechet_nothing"):
         series = [_family(results, family, metric) for family in FAMILIES]
         drawn = [each for each in series if each.points]
         shown |= {each.row for each in drawn}
@@ -146,6 +147,8 @@ def _claim(claim: Claim) -> str:
 def _cell(metric: Metric, row: Row, wins: bool, edge: str) -> str:
     text, around = number(metric, row.mean(metric.name)), spread(metric, row)
     text = f"<b>{text}</b>" if wins else text
+    if short(metric, row):
+        text += f'<abbr title="{escape(SHORT_NOTE)}">*</abbr>'
     return f'<td class="{edge}">{text}<small>{around.replace("-", "&ndash;")}</small></td>'
 
 

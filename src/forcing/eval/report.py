@@ -1,7 +1,7 @@
 """One self-contained page about a run: what was made, how good it is, and what it looks like."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -16,7 +16,7 @@ from forcing.eval.measure import FULL, Measure
 from forcing.eval.page import drift, headline, missing, results_table, section, trade
 from forcing.eval.results import Results
 from forcing.eval.rooms import results_path
-from forcing.eval.rows import Candidate, candidates, facts, home
+from forcing.eval.rows import Candidate, NoWorldsError, candidates, facts, fitting, home
 
 
 def report(
@@ -50,6 +50,13 @@ class _Story:
     recording: Recording | None
     rows: list[Candidate]
 
+    @property
+    def env(self) -> str | None:
+        """The world that the run learned, by the name it was recorded by."""
+        recorded = self.results.about["recording"] if self.results else {}
+        spec = self.recording.manifest["spec"] if self.recording else recorded.get("spec")
+        return spec["env"] if spec else None
+
     @staticmethod
     def read(run: Path, recording: Path | None, shipped: Mapping[str, Path]) -> "_Story":
         if not run.is_dir():
@@ -59,7 +66,7 @@ class _Story:
         places = [recording] if recording else [run / "recording", *([Path(told)] if told else [])]
         try:
             rows = candidates(run, _measure(results), shipped)
-        except ValueError:
+        except NoWorldsError:
             rows = []
         return _Story(run, shipped, results, _opened(places), rows)
 
@@ -92,7 +99,7 @@ def _document(story: _Story) -> str:
     still, _, moving = css.partition("/* moving */")
     unmeasured = missing(f"Not evaluated yet: run `forcing eval {story.run}`, then make this report again.")
     body = [
-        f"<header><p class=eyebrow>forcing · {escape(str(story.run.name))}</p><h1>Causal Forcing++ in rooms</h1>"
+        f"<header><p class=eyebrow>forcing · {escape(str(story.run.name))}</p><h1>{escape(_title(story))}</h1>"
         f"<p class=lead>{escape(_lead(story))}</p>{headline(results) if results else unmeasured}</header>",
         section("films", "What it looks like", _films(story)),
     ]
@@ -109,6 +116,10 @@ def _document(story: _Story) -> str:
         f'content="light dark"><title>forcing: {escape(story.run.name)}</title><style>{still}</style></head>'
         f"<body><main>{''.join(body)}</main><style>{moving}</style></body></html>\n"
     )
+
+
+def _title(story: _Story) -> str:
+    return f"Causal Forcing++ in {story.env}" if story.env else "Causal Forcing++"
 
 
 def _lead(story: _Story) -> str:
@@ -155,5 +166,6 @@ def _films(story: _Story) -> str:
     if not story.rows:
         return missing("No world of this run is finished: nothing to show.")
     measure, shooting = _measure(story.results), Shooting()
+    shooting = replace(shooting, start=fitting(story.rows, shooting.start))
     reel = shoot(story.rows, story.recording, story.run / "eval" / "films", shooting)
-    return gallery(reel, shooting, measure.many, measure.few)
+    return gallery(reel, shooting, (measure.many, *measure.few), story.recording.actions)

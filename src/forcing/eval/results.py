@@ -56,12 +56,22 @@ METRICS = (
         drift=True,
     ),
     Metric(
+        "prompt",
+        "Prompt",
+        "from nothing",
+        "high",
+        "share",
+        "Share of clips begun from a prompt alone whose kinds of tiles are most like those of held-out clips of that "
+        "prompt, among all prompts.",
+    ),
+    Metric(
         "valid_determined",
         "Validity",
         "determined",
         "high",
         "share",
         "Share of tiles that are tiles of the world, where the past determines them (told rollouts).",
+        drift=True,
     ),
     Metric(
         "valid_new",
@@ -69,7 +79,9 @@ METRICS = (
         "newly revealed",
         "high",
         "share",
-        "The same for tiles that nothing determines: what comes into view.",
+        "The same for tiles that nothing determines: what comes into view. This asks whether each is a tile, and is no "
+        "distribution: walls without end are valid, too. The distance of told rollouts asks for the rest.",
+        drift=True,
     ),
     Metric(
         "valid_free",
@@ -89,12 +101,24 @@ METRICS = (
         "The same for clips begun from a prompt alone.",
     ),
     Metric(
+        "frechet_told",
+        "Frechet distance",
+        "told",
+        "low",
+        "number",
+        "Distance between frame pairs of told rollouts and of the recorded frames that they were given the start and "
+        "the keys of.",
+        drift=True,
+    ),
+    Metric(
         "frechet_free",
         "Frechet distance",
         "free",
         "low",
         "number",
-        "Distance between frame pairs of free rollouts and of what the world does from the same starts.",
+        "Distance between frame pairs of free rollouts and of what the world does from the same starts. "
+        "The real world's own figure is no bound that a model can reach: both its sides play on the same hidden map, "
+        "which a model must imagine.",
         drift=True,
     ),
     Metric(
@@ -111,7 +135,9 @@ METRICS = (
         "free",
         "one",
         "ratio",
-        "How much rollouts from the same start differ at the same frame, over how much the real world's do.",
+        "How much rollouts from the same start differ at the same frame, over how much the real world's do. "
+        "A perfect model lies above 1: the world's rollouts share a hidden map, of which a model imagines another each "
+        "time.",
         drift=True,
     ),
     Metric(
@@ -121,6 +147,15 @@ METRICS = (
         "one",
         "ratio",
         "How much clips of the same prompt differ at their last frame, over how much held-out clips do.",
+    ),
+    Metric(
+        "motion_told",
+        "Motion / real",
+        "told",
+        "one",
+        "ratio",
+        "Change from frame to frame in told rollouts, over that of the recorded frames with the same keys.",
+        drift=True,
     ),
     Metric(
         "motion_free",
@@ -150,6 +185,8 @@ METRICS = (
     ),
     Metric("ms", "Cost", "ms a frame", "low", "number", "Milliseconds a frame, one clip at a time (median)."),
 )
+SHORT = frozenset({"control_rollout", "valid_determined", "valid_new"})  # of a rollout, or of a base's clip
+SHORT_NOTE = "* of short clips begun from nothing: the base makes no rollouts"
 BY_NAME: Mapping[str, Metric] = {metric.name: metric for metric in METRICS}
 
 
@@ -179,6 +216,11 @@ class Row:
         """The mean curve over seeds; empty where there is none."""
         found = self.curves.get(metric)
         return [float(value) for value in np.mean(found, 0)] if found else []
+
+
+def short(metric: Metric, row: Row) -> bool:
+    """Whether this figure is of the base's own short clips, where the other rows' are of long rollouts."""
+    return row.name == "base" and metric.name in SHORT and metric.name in row.values
 
 
 @dataclass(frozen=True)

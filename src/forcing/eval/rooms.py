@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,14 @@ from forcing.eval.cost import cost
 from forcing.eval.machine import machine, revision
 from forcing.eval.measure import FULL, Measure
 from forcing.eval.results import Results, Row, write
-from forcing.eval.rows import Candidate, candidates, facts
+from forcing.eval.rows import Candidate, candidates, facts, fitting
 from forcing.eval.samples import effort, real, sample
 from forcing.eval.scenes import gather
 from forcing.eval.scores import Judge, Scores
 from forcing.eval.workers import Tick, side_by_side
 from forcing.world import World
 
-VERSION = 2  # raise it where a figure of an unchanged world would change
+VERSION = 3  # raise it where a figure of an unchanged world would change
 REAL = "real"
 Progress = Callable[[str, float], None]  # what is being measured, and the share of the work that is done
 
@@ -44,10 +44,12 @@ def evaluate(
 
     A row is absent where its stage is. shipped: worlds, by recipe name, that the run need not have made. Each row at
     each seed is kept as soon as it is measured, so the same call continues an interrupted evaluation, and measures
-    only what has changed. ValueError if there is nothing to measure, or the recording is not of `rooms`.
+    only what has changed. The rollouts' real start is lengthened until it divides into the chunks of all rows.
+    ValueError if there is nothing to measure, or the recording is not of `rooms`.
     """
     began = time.monotonic()
     rows = candidates(run, measure, shipped or {})
+    measure = replace(measure, start=fitting(rows, measure.start))
     units = [unit for row in (None, *rows) for unit in _units(run, recording, measure, row)]
     _measure(
         [unit for unit in units if unit.read() is None], recording, measure, progress or (lambda _what, _done: None)
@@ -150,7 +152,8 @@ def _effort(unit: _Unit, measure: Measure) -> int:
 
 def _row(name: str, label: str, units: Sequence[_Unit]) -> Row:
     scores = [scores for scores in (unit.read() for unit in units) if scores is not None]
-    # a figure that a seed could not take (no tile was newly revealed) is left out for all
+    # a figure that a seed could not take (nothing was seen that could be right) is left out for all, and the verdict
+    # takes what is left out for missed
     values = {key: tuple(each.values[key] for each in scores) for key in _shared([each.values for each in scores])}
     curves = {
         key: tuple(tuple(each.curves[key]) for each in scores) for key in _shared([each.curves for each in scores])

@@ -1,7 +1,8 @@
 """Which models an evaluation compares: the worlds of a run, each with the ways it is sampled."""
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,12 @@ from forcing.recipe import Recipe, Sampling, dump, parse
 from forcing.rollout import Plan
 from forcing.world import FILES
 
-STAGES = {"base": "bidirectional base", "ar": "AR teacher", "cd": "causal CD", "dmd": "DMD"}
+FAMILIES = {"ar": "AR teacher", "cd": "causal CD", "dmd": "DMD"}
+STAGES = {"base": "bidirectional base", **FAMILIES}
+
+
+class NoWorldsError(ValueError):
+    """A run folder in which no stage is finished."""
 
 
 @dataclass(frozen=True)
@@ -66,23 +72,44 @@ def facts(row: Candidate) -> dict[str, Any]:
 
 
 def candidates(run: Path, measure: Measure, shipped: Mapping[str, Path]) -> list[Candidate]:
-    """Every row the run has worlds for: teachers at many steps, the AR teacher cut to few, and the students."""
-    found = [*_teachers(run, measure, shipped), *_students(run, measure, shipped)]
+    """Every row the run has worlds for: teachers at many steps, the AR teacher cut to few, and the students.
+
+    NoWorldsError if there are none.
+    """
+    plans = _plans(run, measure, shipped)
+    found = [*_teachers(run, measure, shipped, plans), *_students(run, measure, shipped, plans)]
     if not found:
-        raise ValueError(f"{run} holds no worlds to evaluate: expected folders such as {run / 'ar' / 'world'}")
+        raise NoWorldsError(f"{run} holds no worlds to evaluate: expected folders such as {run / 'ar' / 'world'}")
     for each in found:
-        # a rollout's real start must divide into the chunks that the model settles
-        if each.causal and (measure.start % each.sampling.chunk or measure.clip % each.sampling.chunk):
+        # frames ahead of a true past are predicted in whole chunks
+        if each.causal and measure.clip % each.sampling.chunk:
             raise ValueError(
-                f"{each.name} generates chunks of {each.sampling.chunk} frames: start {measure.start} and clip "
-                f"{measure.clip} must be multiples of it"
+                f"{each.name} generates chunks of {each.sampling.chunk} frames: clip {measure.clip} must be a multiple "
+                "of it"
             )
         if not each.causal and each.recipe.frames < measure.clip:
             raise ValueError(f"{each.name} makes clips of {each.recipe.frames} frames, fewer than clip {measure.clip}")
     return found
 
 
-def _teachers(run: Path, measure: Measure, shipped: Mapping[str, Path]) -> list[Candidate]:
+def fitting(rows: Sequence[Candidate], start: int) -> int:
+    """The least number of real frames, `start` or more, that divides into the chunks of every row.
+
+    One number for all: rows that continued starts of different lengths could not be compared.
+    """
+    chunk = math.lcm(*(row.sampling.chunk for row in rows if row.causal))
+    return -(-start // chunk) * chunk
+
+
+def _plans(run: Path, measure: Measure, shipped: Mapping[str, Path]) -> dict[int, Plan]:
+    # The levels at which each number of steps is compared: those of the DMD student of so many, else CD's.
+    cd = home(run, "cd", shipped)
+    plans = {n: _stretched(recipe_of(cd), n) for n in measure.few} if cd is not None else {}
+    made = {n: home(run, f"dmd-{n}step", shipped) for n in measure.few}
+    return plans | {n: recipe_of(world).sampling.plan for n, world in made.items() if world is not None}
+
+
+def _teachers(run: Path, measure: Measure, shipped: Mapping[str, Path], plans: Mapping[int, Plan]) -> list[Candidate]:
     found = []
     for name in ("base", "ar"):
         world = home(run, name, shipped)
@@ -93,27 +120,25 @@ def _teachers(run: Path, measure: Measure, shipped: Mapping[str, Path]) -> list[
         cuts = [steps for steps in measure.few if steps < measure.many] if name == "ar" else []
         for steps in (measure.many, *cuts):
             plan, many = Plan.ode(steps, shift), steps == measure.many
-            if not many and steps < 4:
-                # the few-step students take four steps for a frame that nothing precedes, so the cut teacher may too
-                plan = replace(plan, first=Plan.ode(4, shift).rest)
+            if not many and steps in plans:
+                # at the student's own levels, those of a frame that nothing precedes too: neither has better ones
+                plan = replace(plans[steps], fresh=False)
             label = f"{STAGES[name]}, {_steps(steps)}" if many else f"{STAGES[name]} cut to {_steps(steps)}"
             sampling = replace(recipe.sampling, plan=plan)
             found.append(Candidate(name if many else f"{name}-{steps}", label, world, recipe, sampling))
     return found
 
 
-def _students(run: Path, measure: Measure, shipped: Mapping[str, Path]) -> list[Candidate]:
-    made = {n: home(run, f"dmd-{n}step", shipped) for n in measure.few}
-    plans = {n: recipe_of(world).sampling.plan for n, world in made.items() if world is not None}
+def _students(run: Path, measure: Measure, shipped: Mapping[str, Path], plans: Mapping[int, Plan]) -> list[Candidate]:
     found = []
     cd = home(run, "cd", shipped)
     if cd is not None:
         recipe = recipe_of(cd)
         for n in measure.few:
-            plan = plans.get(n) or _stretched(recipe, n)
-            how = replace(recipe.sampling, plan=plan, guidance=1.0)
+            how = replace(recipe.sampling, plan=plans[n], guidance=1.0)
             found.append(Candidate(f"cd-{n}", f"{STAGES['cd']}, {_steps(n)}", cd, recipe, how))
-    for n, world in made.items():
+    for n in measure.few:
+        world = home(run, f"dmd-{n}step", shipped)
         if world is not None:
             recipe = recipe_of(world)
             how = replace(recipe.sampling, guidance=1.0)

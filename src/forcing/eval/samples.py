@@ -59,7 +59,12 @@ class GivenClean:
 
 
 def real(scenes: Scenes, seed: int) -> Samples:
-    """What a perfect model would make: the recorded frames, and where the outcome is open other ones of the world."""
+    """What the world makes: the recorded frames, and where the outcome is open other ones of the world.
+
+    Not what a perfect model would: forks wander the same hidden map as the reference, which a model cannot see from
+    the few frames it is given and must imagine. A perfect model's free clips are farther from the reference, and
+    differ more from each other.
+    """
     start = scenes.free.frames.shape[1]
     return Samples(
         scenes.ahead.frames, scenes.told.frames[:, start:], scenes.forks[seed], scenes.others[seed], started=True

@@ -106,7 +106,8 @@ def gather(recording: Recording, measure: Measure) -> Scenes:
 def showcase(recording: Recording, frames: int) -> Footage:
     """One held-out clip of `frames` frames for each prompt, to be looked at; fewer frames where episodes are short."""
     held = recording.episodes("heldout")
-    frames = min(frames, min((row["length"] for row in held), default=0))
+    longest = {row["prompt"]: row["length"] for row in sorted(held, key=lambda row: row["length"])}
+    frames = min([frames, *longest.values()])
     windows = _windows(held, recording.prompts, len(recording.prompts), frames, 7)
     return _cut(recording, "heldout", {"shown": windows}).footage["shown"]
 

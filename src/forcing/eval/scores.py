@@ -9,7 +9,7 @@ from forcing.eval.distribution import Features, diversity, frechet, motion
 from forcing.eval.measure import Measure
 from forcing.eval.samples import Samples
 from forcing.eval.scenes import Scenes
-from forcing.eval.tiles import Views, against_itself, against_truth
+from forcing.eval.tiles import Views, against_itself, against_truth, recognised
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,30 @@ class Judge:
             "valid_determined": judged.validity(part, determined=True),
             "valid_new": judged.validity(part, determined=False),
         }
-        curve = [judged.control(slice(b.start + start, b.stop + start)) for b in self._buckets(frames - start)]
-        return Scores(values, {"control_rollout": curve} if samples.started else {})
+        if not samples.started:
+            return Scores(values, {})
+        parts = [slice(b.start + start, b.stop + start) for b in self._buckets(frames - start)]
+        curves = {
+            "control_rollout": [judged.control(part) for part in parts],
+            "valid_determined": [judged.validity(part, determined=True) for part in parts],
+            "valid_new": [judged.validity(part, determined=False) for part in parts],
+        }
+        alike = self._told_apart(samples.told)
+        return Scores(values | alike.values, curves | alike.curves)
+
+    def _told_apart(self, clips: np.ndarray) -> Scores:
+        # Control and validity ask whether a rollout agrees with itself: a closed cell does, for ever.
+        real = self.scenes.told.frames[:, self.measure.start :]
+        if np.array_equal(clips, real):  # the real world itself, which has no distance to itself worth printing
+            return Scores({}, {})
+        buckets = self._buckets(clips.shape[1])
+        return Scores(
+            {"frechet_told": self._distance(clips, real), "motion_told": _over(motion(clips), motion(real))},
+            {
+                "frechet_told": [self._distance(clips[:, b], real[:, b]) for b in buckets],
+                "motion_told": [_over(motion(clips[:, b]), motion(real[:, b])) for b in buckets],
+            },
+        )
 
     def _free(self, clips: np.ndarray) -> Scores:
         real, buckets = self.scenes.reference, self._buckets(clips.shape[1])
@@ -85,10 +107,12 @@ class Judge:
         return Scores(values, curves)
 
     def _nothing(self, clips: np.ndarray) -> Scores:
-        real = self.scenes.nothing.frames
+        real, prompts = self.scenes.nothing.frames, self.scenes.nothing.prompts
+        views = self._views(clips)
         return Scores(
             {
-                "valid_nothing": float(self._views(clips).valid.mean()),
+                "prompt": recognised(views, self._views(real), prompts),
+                "valid_nothing": float(views.valid.mean()),
                 "frechet_nothing": self._distance(clips, real),
                 "diversity_nothing": _over(self._varied(clips), self._varied(real)),
                 "motion_nothing": _over(motion(clips), motion(real)),

@@ -5,13 +5,15 @@ from itertools import groupby
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from forcing.eval.results import METRICS, Metric, Results, Row
+from forcing.eval.results import METRICS, SHORT_NOTE, Metric, Results, Row, short
 
 TERMINAL = {  # the columns that fit into a terminal, with names that do
     "control": "control\nahead",
     "control_rollout": "control\nrollout",
+    "prompt": "right\nprompt",
     "valid_new": "valid\nnew",
     "valid_nothing": "valid\nnothing",
+    "frechet_told": "Frechet\ntold",
     "frechet_free": "Frechet\nfree",
     "frechet_nothing": "Frechet\nnothing",
     "diversity_free": "diverse\nfree",
@@ -62,17 +64,24 @@ def best(results: Results, metric: Metric) -> set[str]:
     return {name for name, value in found.items() if number(metric, value) == number(metric, winner)}
 
 
+def noted(results: Results) -> bool:
+    """Whether SHORT_NOTE belongs below a table of `results`."""
+    return any(short(metric, row) for metric in METRICS for row in results.rows)
+
+
 def table(results: Results) -> Table:
     """For the terminal: the main columns, one line a row, the mean over seeds, the best few-step row bold."""
     metrics = [metric for metric in measured(results) if metric.name in TERMINAL]
     caption = "shares in percent; diversity and motion over the real world's; mean over seeds"
+    if noted(results):
+        caption += f"\n{SHORT_NOTE}"
     out = Table(title=_title(results), caption=caption, box=SIMPLE_HEAD, title_justify="left", caption_justify="left")
     out.add_column("", no_wrap=True)
     for metric in metrics:
         out.add_column(TERMINAL[metric.name], justify="right", no_wrap=True)
     winners = {metric.name: best(results, metric) for metric in metrics}
     for row in results.rows:
-        cells = [number(metric, row.mean(metric.name)) for metric in metrics]
+        cells = [number(metric, row.mean(metric.name)) + "*" * short(metric, row) for metric in metrics]
         marked = [
             f"[bold]{cell}[/bold]" if row.name in winners[metric.name] else cell
             for metric, cell in zip(metrics, cells, strict=True)
@@ -95,7 +104,12 @@ def markdown(results: Results) -> str:
             for row in results.rows
             if any(metric.name in row.values for metric in metrics)
         ]
-        notes = [f"- *{metric.title}*: {metric.meaning}" for metric in metrics]
+        notes = (
+            [f"- {SHORT_NOTE.replace('*', chr(92) + '*')}"]
+            if any(short(metric, row) for metric in metrics for row in results.rows)
+            else []
+        )
+        notes += [f"- *{metric.title}*: {metric.meaning}" for metric in metrics]
         parts.append("\n".join(lines) + "\n\n" + "\n".join(notes))
     return "\n\n".join(parts) + "\n"
 
@@ -103,6 +117,7 @@ def markdown(results: Results) -> str:
 def _cell(results: Results, metric: Metric, row: Row) -> str:
     text, around = number(metric, row.mean(metric.name)), spread(metric, row)
     text = f"**{text}**" if row.name in best(results, metric) else text
+    text += "\\*" * short(metric, row)
     return f"{text} ({around})" if around else text
 
 

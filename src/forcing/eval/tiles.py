@@ -1,11 +1,12 @@
 """Control and validity: frames read as tiles, and compared with what they must show."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from forcing.envs.rooms import AGENT, UNSEEN, classify
+from forcing.envs.rooms import AGENT, TILES, UNSEEN, classify
 from forcing.eval.truth import expect_batch
 
 
@@ -65,6 +66,31 @@ def against_truth(made: Views, true: Views, led: np.ndarray, memory: int | None)
 def against_itself(made: Views, led: np.ndarray, memory: int | None) -> Judged:
     """A rollout, against what its own frames before each determine."""
     return against_truth(made, made, led, memory)
+
+
+def recognised(made: Views, real: Views, prompts: Sequence[str]) -> float:
+    """Share of clips that look like their own prompt's more than like any other's; NaN if there is but one prompt.
+
+    `made` and `real` hold clips of the same `prompts`. A clip is told by how much of each kind of tile it shows, over
+    how much that varies between real clips of one prompt.
+    """
+    names = sorted(set(prompts))
+    if len(names) < 2:
+        return float("nan")
+    own = np.array([names.index(prompt) for prompt in prompts])
+    found, true = _kinds(made.ids), _kinds(real.ids)
+    means = np.stack([true[own == number].mean(0) for number in range(len(names))])
+    spread = np.cov(true - means[own], rowvar=False, bias=True)
+    # a kind that real clips of a prompt never show varies by nothing: as if by a little, or it alone would decide
+    spread += max(0.01 * np.trace(spread) / len(spread), 1e-6) * np.eye(len(spread))
+    gaps = found[:, None] - means
+    distances = np.einsum("npk,npk->np", gaps @ np.linalg.inv(spread), gaps)
+    return float((distances.argmin(1) == own).mean())
+
+
+def _kinds(ids: np.ndarray) -> np.ndarray:
+    # of each clip, the share of its tiles that are of each kind
+    return np.stack([(ids == kind).mean((1, 2, 3)) for kind in range(len(TILES))], 1)
 
 
 def share(hit: ArrayLike, among: ArrayLike) -> float:
