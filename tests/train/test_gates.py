@@ -91,6 +91,24 @@ def test_both_are_gauged_at_a_level_that_the_product_visits(data, name, start, s
     assert gauge(world.model, world.recipe, data)["control"] == seen.control
 
 
+def test_quality_is_that_of_imagined_clips_at_the_products_own_steps(data, monkeypatch):
+    asked, stream = [], World.stream
+
+    def spied(self, conds, clips, rng, *, sampling):
+        each = list(conds)
+        asked.append((each, sampling))
+        return stream(self, each, clips, rng, sampling=sampling)
+
+    monkeypatch.setattr(World, "stream", spied)
+    world, before = toy_world(data, "cd", seed=1), toy_world(data, "ar", seed=2)
+    judge(world, before, data)
+    for conds, _ in asked:
+        assert len(conds) == FRAMES and all((cond.per_frame["action"] == 0).all() for cond in conds)
+        assert all((cond.static["text"].sum(1) == 1).all() for cond in conds)
+    assert [how.plan for _, how in asked] == [world.recipe.sampling.plan] * 2
+    assert [how.guidance for _, how in asked] == [1.0, before.recipe.sampling.guidance]
+
+
 @pytest.mark.parametrize(("steps", "at"), [(36, [10, 30, 36]), (45, [10, 30, 45]), (5, [5])])
 def test_a_short_run_sees_its_gauge_move(data, tmp_path, steps, at):
     train(shrunk("ar", data, steps=steps, log=10), tmp_path, starts(data), data, silent())

@@ -59,9 +59,12 @@ def fit_codec(recording: Recording) -> LinearCodec:
 def material(recording: Recording, codec: LinearCodec, frames: int) -> Material:
     """Clips of `frames` frames of a recording."""
     prompts, keys = recording.prompts, recording.actions
-    cut = [Clips(recording.stream(split), codec, prompts, len(keys), frames=frames) for split in ("train", "heldout")]
+    cut = {
+        split: Clips(recording.stream(split), codec, prompts, len(keys), frames=frames)
+        for split in ("train", "heldout")
+    }
     digest = hashlib.sha256(json.dumps(recording.manifest, sort_keys=True).encode()).hexdigest()
-    return Material(codec, Names(tuple(prompts)), Keys(tuple(keys)), *cut, digest)
+    return Material(codec, Names(tuple(prompts)), Keys(tuple(keys)), **cut, digest=digest)
 
 
 def train(recipe: Recipe, folder: Path, starts: Mapping[str, World], data: Material, console: Console) -> World:
