@@ -121,8 +121,9 @@ def _teachers(run: Path, measure: Measure, shipped: Mapping[str, Path], plans: M
         for steps in (measure.many, *cuts):
             plan, many = Plan.ode(steps, shift), steps == measure.many
             if not many and steps in plans:
-                # at the student's own levels, those of a frame that nothing precedes too: neither has better ones
-                plan = replace(plans[steps], fresh=False)
+                # Even levels, where a cut teacher's distribution is closest (at a student's (1, 0.5) it was twice as
+                # far, docs/log.md), and as many steps as the student for a frame that nothing precedes.
+                plan = replace(plan, first=plans[steps].first)
             label = f"{STAGES[name]}, {_steps(steps)}" if many else f"{STAGES[name]} cut to {_steps(steps)}"
             sampling = replace(recipe.sampling, plan=plan)
             found.append(Candidate(name if many else f"{name}-{steps}", label, world, recipe, sampling))
