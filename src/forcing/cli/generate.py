@@ -51,7 +51,7 @@ class Options:
     policy: Annotated[Literal["random"] | None, shown("random")] = None  # random keys, each held for a while
     free: bool = False  # no keys
     frames: Annotated[int | None, shown("N")] = None  # default: one for each key of the script and one more, or 64
-    steps: Annotated[int | None, shown("N")] = None  # sampling steps a frame; default: the recipe's
+    steps: Annotated[int | None, shown("N")] = None  # a frame, at an N-step student's levels; default: the recipe's
     seed: int = 0  # of the noise and of random keys
     start: Append[Annotated[tuple[Path, ...], shown("IMAGE")]] = ()  # the first frame, to go on from
     out: Annotated[Path | None, shown("FILE")] = None  # .mp4, .gif or .png (a sheet); default: a new name in clips/
