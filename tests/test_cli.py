@@ -355,7 +355,9 @@ def planned(capsys, tmp_path, *argv) -> Plan:
 def test_steps_are_those_of_the_student_of_so_many(steps, run, tmp_path, capsys):
     plan = rooms.PLANS[steps]
     assert planned(capsys, tmp_path, "--run", run, "--recipe", "dmd-2step", "--steps", steps) == plan
-    assert planned(capsys, tmp_path, "--run", run, "--recipe", "ar", "--steps", steps) == replace(plan, fresh=False)
+    even = tuple(flow.grid(steps, rooms.SHIFT)[:-1].tolist())  # where a teacher cut to few steps does best
+    seen = planned(capsys, tmp_path, "--run", run, "--recipe", "ar", "--steps", steps)
+    assert seen.rest == even and not seen.fresh
 
 
 def test_steps_without_a_student_are_even(run, tmp_path, capsys):
@@ -370,13 +372,12 @@ def test_steps_without_a_student_are_even(run, tmp_path, capsys):
 @pytest.mark.parametrize("inside", ["world", ""])
 def test_a_student_beside_a_world_says_which_levels(inside, run, tmp_path, capsys):
     odd = Plan((1.0, 0.3), first=(1.0, 0.6, 0.3))
-    student, teacher = (World.load(run / name / "world") for name in ("dmd-2step", "ar"))
+    student = World.load(run / "dmd-2step" / "world")
     recipe = student.recipe
     agreed = {"stage": replace(recipe.stage, plan=odd), "sampling": replace(recipe.sampling, plan=odd)}
     replace(student, recipe=replace(recipe, **agreed)).save(tmp_path / "dmd-2step" / inside)
-    teacher.save(tmp_path / "ar" / inside)
-    seen = planned(capsys, tmp_path, "--world", tmp_path / "ar" / inside, "--steps", 2)
-    assert seen == replace(odd, fresh=False)
+    student.save(tmp_path / "cd" / inside)
+    assert planned(capsys, tmp_path, "--world", tmp_path / "cd" / inside, "--steps", 2) == odd
 
 
 def test_several_clips_and_names_that_are_free(run, tmp_path, capsys, monkeypatch):

@@ -124,17 +124,13 @@ def _frames(world: World, wanted: int, chunk: int) -> int:
 
 
 def _sampling(world: World, home: Path, steps: int | None) -> Sampling:
-    # Whoever asks for N steps wants to compare: every world visits the levels of the N-step student. Distilled worlds
-    # renoise after each, others move along the ODE.
+    # A distilled world visits the levels of the N-step student; a teacher does best on an even grid (docs/log.md).
     own = world.recipe.sampling
     if steps is None:
         return own
     if not 1 <= steps <= MOST_STEPS:
         raise ValueError(f"steps is {steps}: it must be a whole number from 1 to {MOST_STEPS}")
-    as_is = steps == len(own.plan.rest)
-    plan = None if as_is and own.plan.fresh else _student(home, steps)
-    if plan is None and as_is:
-        return own
+    plan = _student(home, steps) if own.plan.fresh else own.plan if steps == len(own.plan.rest) else None
     plan = plan or _even(world.recipe, steps)
     return replace(own, plan=replace(plan, first=plan.first if world.causal else None, fresh=own.plan.fresh))
 
