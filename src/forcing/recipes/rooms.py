@@ -20,6 +20,7 @@ GUIDANCE = 1.25
 FOUR = (1.0, 0.9, 0.75, 0.5)  # SHIFT moves 1, 3/4, 1/2, 1/4 there
 # two steps: a second level where fewer tiles are still undecided than at the evenly spaced 0.75 (docs/log.md)
 PLANS = {4: Plan(FOUR), 2: Plan((1.0, 0.35), first=FOUR), 1: Plan((1.0,), first=FOUR)}
+RATES = {4: 0.0004, 2: 0.0004, 1: 0.0002}  # of DMD's student; one that has no second step to mend its first goes slower
 Scale = Literal["demo", "full"]
 
 
@@ -89,7 +90,7 @@ def recipes(facts: Facts | None = None, scale: Scale = "full", chunk: int = 1) -
             # compared at high levels: low ones sharpen, and in sharpening favour what is most common (docs/log.md)
             stage=DMD(plan, chunk, GUIDANCE, critic_first=steps.dmd // 4, shift=SHIFT, lowest=0.8),
             roles={
-                "student": Role("cd", Optim(lr=0.0004, adam_lr=4e-5), 0.95),
+                "student": Role("cd", Optim(lr=RATES[n], adam_lr=RATES[n] / 10), 0.95),
                 "critic": Role("base", Optim(lr=0.004, adam_lr=4e-4), 0.95),
                 "teacher": Role("base"),
             },
