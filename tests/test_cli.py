@@ -606,6 +606,7 @@ def test_demo_then_eval_and_report(small, quick, tmp_path, capsys, monkeypatch):
     assert "the real world" in out and "AR teacher" in out and ("kept " in out or "MISSED " in out)
     began = time.perf_counter()
     code, out, _ = ask(capsys, "eval", folder, "--quick")  # measured already
+    assert re.match(r"- (kept|\*\*missed\*\*): .*\n", (folder / "eval" / "results.md").read_text())
     assert code == 0 and "results.json" in out and time.perf_counter() - began < 5
     code, out, _ = ask(capsys, "report", "--run", folder, "--out", tmp_path / "page.html")
     assert code == 0 and str(tmp_path / "page.html") in out and (tmp_path / "page.html").exists()

@@ -20,7 +20,7 @@ from forcing.eval.measure import QUICK
 class Options:
     """Record a small world, train AR teacher, causal CD and DMD students in it, measure them and write a report.
 
-    About ten minutes on two cores. Stopped, it continues when it is run again.
+    About a quarter of an hour on two cores. Stopped, it continues when it is run again.
     """
 
     run: Path = Path("runs/demo")  # where everything is kept

@@ -11,6 +11,7 @@ import tyro
 from rich.console import Console
 from rich.measure import Measurement
 
+from forcing import media
 from forcing.cli import setting
 from forcing.cli.bar import Bar
 from forcing.cli.options import read, shown
@@ -19,8 +20,8 @@ from forcing.envs.gym import ROOMS
 from forcing.eval.measure import FULL, QUICK, Measure
 from forcing.eval.results import METRICS, SHORT_NOTE, Results
 from forcing.eval.rooms import evaluate, results_path
-from forcing.eval.tables import noted, table
-from forcing.eval.verdict import verdict
+from forcing.eval.tables import markdown, noted, table
+from forcing.eval.verdict import promises, verdict
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,9 @@ def run(args: Sequence[str], console: Console) -> int:
     command = " ".join(["forcing", "eval", *args])
     results = measure(folder, data, QUICK if options.quick else FULL, command, console)
     show(results, console)
-    console.print(f"kept in {results_path(folder)}. Next: forcing report {folder}")
+    kept = results_path(folder)
+    media.replace(kept.with_suffix(".md"), f"{promises(results)}\n{markdown(results)}".encode())
+    console.print(f"kept in {kept} and, to read, {kept.with_suffix('.md')}. Next: forcing report {folder}")
     return 0
 
 

@@ -28,6 +28,14 @@ def verdict(results: Results) -> list[Claim]:
     return claims + _held(results)
 
 
+def promises(results: Results) -> str:
+    """The verdict in Markdown."""
+    lines = [
+        f"- {'kept' if claim.passed else '**missed**'}: {claim.claim}. {claim.numbers}" for claim in verdict(results)
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def _kept(results: Results, teacher: Row) -> list[Claim]:
     bounds = [
         ("dmd-2", 0.95, ("control", "control_rollout"), "keeps the teacher's control"),
