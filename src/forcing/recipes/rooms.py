@@ -35,15 +35,21 @@ class Facts:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Optimizer steps of each stage; DMD's count critic updates."""
+    """Optimizer steps of each stage; DMD's count critic updates.
+
+    critic: of these, how many for each update of the student. average: weight of the past in the student's average,
+    less where its updates are so few that an average would hide them.
+    """
 
     base: int
     ar: int
     cd: int
     dmd: int
+    critic: int = 5
+    average: float = 0.95
 
 
-LENGTHS = {"demo": Lengths(400, 180, 140, 48), "full": Lengths(4500, 600, 600, 400)}
+LENGTHS = {"demo": Lengths(400, 180, 140, 48, 3, 0.8), "full": Lengths(4500, 600, 600, 400)}
 
 
 def recipes(facts: Facts | None = None, scale: Scale = "full", chunk: int = 1) -> dict[str, Recipe]:
@@ -88,9 +94,9 @@ def recipes(facts: Facts | None = None, scale: Scale = "full", chunk: int = 1) -
             cd,
             name=f"dmd-{n}step",
             # compared at high levels: low ones sharpen, and in sharpening favour what is most common (docs/log.md)
-            stage=DMD(plan, chunk, GUIDANCE, critic_first=steps.dmd // 4, shift=SHIFT, lowest=0.8),
+            stage=DMD(plan, chunk, GUIDANCE, steps.critic, steps.dmd // 4, shift=SHIFT, lowest=0.8),
             roles={
-                "student": Role("cd", Optim(lr=RATES[n], adam_lr=RATES[n] / 10), 0.95),
+                "student": Role("cd", Optim(lr=RATES[n], adam_lr=RATES[n] / 10), steps.average),
                 "critic": Role("base", Optim(lr=0.004, adam_lr=4e-4), 0.95),
                 "teacher": Role("base"),
             },
