@@ -20,7 +20,7 @@ GUIDANCE = 1.25
 FOUR = (1.0, 0.9, 0.75, 0.5)  # SHIFT moves 1, 3/4, 1/2, 1/4 there
 # two steps: a second level where fewer tiles are still undecided than at the evenly spaced 0.75 (docs/log.md)
 PLANS = {4: Plan(FOUR), 2: Plan((1.0, 0.35), first=FOUR), 1: Plan((1.0,), first=FOUR)}
-RATES = {4: 0.0004, 2: 0.0004, 1: 0.0002}  # of DMD's student; one that has no second step to mend its first goes slower
+RATES = {4: 0.0004, 2: 0.0002, 1: 0.0002}  # of DMD's student; one with few steps overshoots sooner
 Scale = Literal["demo", "full"]
 
 
