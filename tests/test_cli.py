@@ -154,6 +154,10 @@ REFUSED = [
     (["record", "rooms", "--out", "TMP/r", "--frames", "0"], ["frames is 0", "at least 1"]),
     (["record", "rooms", "--out", "TMP/r", "--frames", "9", "--holdout", "0.7"], ["0.7", "0..0.5"]),
     (["record", "rooms", "--out", "TMP/r", "--frames", "9", "--hold", "1"], ["hold is 1", "below 1"]),
+    (["train", "cd", "--run", "TMP/none"], ["ar must be trained first", "TMP/none/ar"]),
+    (["generate", "--run", "RUN", "--at", "3", "day", "--at", "3", "night"], ["--at", "twice", "3"]),
+    (["report", "TMP"], ["TMP", "not a run", "run.json"]),
+    (["generate", "--run", "RUN", "--frames", "100000000000000000000", "--free"], ["frames is 1000", "1 to 1000000"]),
     (["eval"], ["forcing eval RUN"]),
     (["eval", "TMP/none"], ["TMP/none", "not a folder"]),
     (["eval", "TMP"], ["TMP/recording", "--recording"]),
@@ -405,6 +409,34 @@ def test_a_start_is_continued(run, tmp_path, capsys):
 def test_a_bidirectional_world_makes_one_clip(run, tmp_path, capsys):
     assert len(clip(capsys, run, tmp_path, "--recipe", "base")) == FRAMES
     assert len(clip(capsys, run, tmp_path, "--recipe", "pairs", "--actions", "left*4")) == 6
+
+
+@pytest.mark.parametrize(
+    ("place", "harm"),
+    [
+        ("look", 3),
+        ("look", {}),
+        ("look.files", []),
+        ("look.fps", "fast"),
+        ("look.colour", 1),
+        ("world", []),
+        ("world.path", 3),
+        ("take.seed", 1.5),
+        ("take.frames", "x"),
+        ("take.start", ["%%%"]),
+    ],
+)
+def test_a_damaged_clip_file_is_said_to_be_one(place, harm, run, tmp_path, capsys):
+    out = tmp_path / "a.gif"
+    assert ask(capsys, "generate", "--world", run / "ar" / "world", "--frames", "3", "--out", out)[0] == 0
+    beside = tmp_path / "a.gif.json"
+    document = json.loads(beside.read_text())
+    *outer, last = place.split(".")
+    (document[outer[0]] if outer else document)[last] = harm
+    beside.write_text(json.dumps(document))
+    code, said, err = ask(capsys, "generate", "--from", beside, "--out", tmp_path / "b.gif")
+    assert code == 2 and "a.gif.json" in plain(err).replace("\n", "") and "Traceback" not in said + err
+    assert not (tmp_path / "b.gif").exists()
 
 
 def test_again_needs_the_world_that_made_it(run, tmp_path, capsys):

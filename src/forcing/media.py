@@ -117,7 +117,9 @@ def image(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as opened:
             return np.array(opened.convert("RGB"))
-    except (Image.UnidentifiedImageError, SyntaxError) as damage:
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError) as damage:  # an UnidentifiedImageError is an OSError, and so is a file cut short
         raise ValueError(f"{path} is not an image that can be read: {damage}") from damage
 
 

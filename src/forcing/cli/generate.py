@@ -22,7 +22,7 @@ from forcing.cli.options import read, shown
 from forcing.cli.setting import known, shipped, shipped_base
 from forcing.cli.take import Take
 from forcing.envs.gym import ROOMS
-from forcing.recipe import Recipe, Sampling
+from forcing.recipe import Recipe, Sampling, parse
 from forcing.recipes import rooms
 from forcing.rollout import Plan
 from forcing.world import World
@@ -171,7 +171,12 @@ def _again(options: Options, path: Path) -> tuple[World, Path, Take, Look]:
     if take.weights(home) != made_by["weights"]:
         raise ValueError(f"{home} is not the world that made {path}: its weights differ; give the right one by --world")
     files = look.pop("files")
-    return world, home, wanted, _look(options, replace(Look(**look), suffix=Path(files[0]).suffix))
+    try:
+        before = parse(Look, {"kind": "Look"} | look)
+        media.check(Path(files[0]), fps=before.fps, scale=before.scale)
+    except (TypeError, ValueError) as damage:
+        raise ValueError(f"{path} says nothing sensible of how the clip looked ({damage})") from damage
+    return world, home, wanted, _look(options, replace(before, suffix=Path(files[0]).suffix))
 
 
 def _home(options: Options) -> Path:

@@ -36,5 +36,7 @@ def run(args: Sequence[str], console: Console) -> int:
 
 def write(folder: Path, out: Path | None = None) -> Path:
     """The page of a run folder."""
+    if not (folder / setting.SETTING).is_file() and not any(folder.glob("*/world/world.json")):
+        raise ValueError(f"{folder} is not a run: it holds neither {setting.SETTING} nor a trained world")
     data = setting.where(folder)
     return report(folder, out, recording=data if data.is_dir() else None, shipped=shipped(folder))

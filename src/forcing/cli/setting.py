@@ -17,6 +17,7 @@ from forcing.codecs.linear import LinearCodec
 from forcing.data.shards import MANIFEST, Recording
 from forcing.envs.gym import ROOMS, Record
 from forcing.pipeline import Pipeline
+from forcing.recipe import Recipe
 from forcing.recipes import rooms
 from forcing.train.run import fit_codec
 from forcing.world import World
@@ -141,6 +142,14 @@ def pipeline(run: Path, setting: Setting, data: Recording, console: Console, *, 
     codec = _codec(run, base, data)
     recipes = rooms.recipes(facts(data, codec), setting.scale, setting.chunk)
     return Pipeline(run, recipes, base, codec, console)
+
+
+def ready(run: Path, setting: Setting, recipe: Recipe) -> None:
+    """ValueError if a world that `recipe` starts from is neither in the run nor shipped for it."""
+    base = shipped_base() if setting.recording == ROOMS else {}
+    for name in sorted({role.start for role in recipe.roles.values() if role.start}):
+        if name not in base and not (run / name / "world").exists():
+            raise ValueError(f"{name} must be trained first: no world in {run / name}")
 
 
 def facts(data: Recording, codec: LinearCodec) -> rooms.Facts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import binascii
 import hashlib
 import io
 import json
@@ -23,6 +24,7 @@ from forcing.recipe import Sampling, dump, parse
 from forcing.world import World
 
 FORMAT = 1
+MOST_FRAMES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,17 @@ class Take:
                 f"{name} is bidirectional and makes one clip of {chunk} frames at once: --frames {chunk}, no --at and "
                 f"no --start; a causal world (ar, cd, dmd-...) streams any number of frames"
             )
-        if self.frames < 1 or self.frames % chunk:
+        if not 1 <= self.frames <= MOST_FRAMES:
+            raise ValueError(f"frames is {self.frames}: it must be from 1 to {MOST_FRAMES}")
+        if self.frames % chunk:
             raise ValueError(f"frames is {self.frames}: {name} makes {chunk} at a time, give a multiple of {chunk}")
         if self.start and (len(self.start) % chunk or len(self.start) >= self.frames):
             raise ValueError(
                 f"{len(self.start)} start frames: {name} continues a multiple of {chunk}, fewer than the {self.frames} "
                 "of the clip"
             )
+        if len({frame for frame, _ in self.switches}) < len(self.switches):
+            raise ValueError(f"--at names a frame twice: {', '.join(str(frame) for frame, _ in self.switches)}")
         for frame, _ in self.switches:
             if not len(self.start) < frame < self.frames or frame % chunk:
                 every = "" if chunk == 1 else f", at multiples of {chunk}"
@@ -118,11 +124,24 @@ def read(path: Path) -> tuple[Take, dict[str, Any], dict[str, Any]]:
         document = json.loads(path.read_text())
         if document["format"] != FORMAT:
             raise ValueError(f"{path} has format {document['format']!r}; this version reads format {FORMAT}")
-        return parse(Take, document["take"]), document["look"], document["world"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as damage:
+        wanted, look, world = parse(Take, document["take"]), document["look"], document["world"]
+        _types(wanted)
+        Path(look["files"][0]), Path(world["path"]), world["weights"]
+    except (LookupError, TypeError, AttributeError, RecursionError, OSError, binascii.Error) as damage:
         raise ValueError(
             f"{path} is not the JSON file of a generated clip ({type(damage).__name__}: {damage})"
         ) from damage
+    except (json.JSONDecodeError, UnicodeDecodeError) as damage:
+        raise ValueError(f"{path} is not the JSON file of a generated clip ({damage})") from damage
+    return wanted, look, world
+
+
+def _types(wanted: Take) -> None:
+    # JSON says nothing of types, and a number where a text should be would fail only when it is used
+    if not all(isinstance(number, int) for number in (wanted.frames, wanted.seed)):
+        raise TypeError(f"frames {wanted.frames!r} and seed {wanted.seed!r} must be whole numbers")
+    for frame in wanted.start:
+        unpack(frame)
 
 
 def weights(home: Path) -> str:

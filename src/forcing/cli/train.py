@@ -50,7 +50,8 @@ def run(args: Sequence[str], console: Console) -> int:
         asked = setting.Setting(scale=where.scale or "full", chunk=where.chunk or 1)
         return _help(name, asked)
     asked = setting.settle(where.run, recording=where.recording, scale=where.scale, chunk=where.chunk)
-    _changed(rooms.recipes(None, asked.scale, asked.chunk)[name], changes, name)  # a mistake shows before any work
+    drafted = _changed(rooms.recipes(None, asked.scale, asked.chunk)[name], changes, name)
+    setting.ready(where.run, asked, drafted)  # a mistake shows before any work
     data = setting.recording(where.run, asked, console)
     setting.keep(where.run, asked)
     pipeline = setting.pipeline(where.run, asked, data, console, from_scratch=name == "base")
