@@ -126,7 +126,7 @@ def read(path: Path) -> tuple[Take, dict[str, Any], dict[str, Any]]:
             raise ValueError(f"{path} has format {document['format']!r}; this version reads format {FORMAT}")
         wanted, look, world = parse(Take, document["take"]), document["look"], document["world"]
         _types(wanted)
-        Path(look["files"][0]), Path(world["path"]), world["weights"]
+        _ = Path(look["files"][0]), Path(world["path"]), world["weights"]
     except (LookupError, TypeError, AttributeError, RecursionError, OSError, binascii.Error) as damage:
         raise ValueError(
             f"{path} is not the JSON file of a generated clip ({type(damage).__name__}: {damage})"
