@@ -20,7 +20,7 @@ GUIDANCE = 1.25
 FOUR = (1.0, 0.9, 0.75, 0.5)  # SHIFT moves 1, 3/4, 1/2, 1/4 there
 # two steps: a second level where fewer tiles are still undecided than at the evenly spaced 0.75 (docs/log.md)
 PLANS = {4: Plan(FOUR), 2: Plan((1.0, 0.35), first=FOUR), 1: Plan((1.0,), first=FOUR)}
-RATES = {4: 0.0004, 2: 0.0002, 1: 0.0002}  # of DMD's student; one with few steps overshoots sooner
+RATES = {4: 0.0004, 2: 0.0002, 1: 0.0002}  # of DMD's student: at two and one step 0.0004 went too far (docs/log.md)
 Scale = Literal["demo", "full"]
 
 
@@ -86,7 +86,7 @@ def recipes(facts: Facts | None = None, scale: Scale = "full", chunk: int = 1) -
         sampling=Sampling(PLANS[2], 1.0, chunk, FRAMES),
         steps=steps.cd,
         schedule=Schedule(warmup=10, decay=0.8),
-        gate=Gate(control=0.5, quality=1.0),  # in one step from pure noise a student hears keys less than a teacher
+        gate=Gate(control=0.6, quality=1.0),
     )
     made = {"base": base, "ar": ar, "cd": cd}
     for n, plan in PLANS.items():

@@ -37,12 +37,12 @@ def judge(world: World, before: World, data: Material) -> Verdict:
     """Controllability gauge, and frame-pair Frechet distance of clips begun from nothing with no actions told.
 
     A causal `before` is sampled with the plan of `world`: a few-step student must beat what it started from at its
-    own number of steps. Many-step plans are thinned, for both alike. Both are gauged at one noise level, where the
-    gauge of the one with fewer steps is taken.
+    own number of steps. Many-step plans are thinned, for both alike. Both are gauged at one noise level, that of
+    `before`: the gate asks how much is kept of what it heard there.
     """
     own = _brief(world.recipe.sampling)
     other = replace(own, guidance=before.recipe.sampling.guidance) if before.causal else _brief(before.recipe.sampling)
-    sigma = max(level(each.recipe.stage) for each in (world, before))
+    sigma = level(before.recipe.stage)
     control = [gauge(each.model, each.recipe, data, sigma=sigma)["control"] for each in (world, before)]
     quality = [_distance(each, how, data) for each, how in ((world, own), (before, other))]
     return Verdict(control[0], control[1], quality[0], quality[1])
