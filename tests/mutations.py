@@ -288,7 +288,7 @@ MUTATIONS = [
         ("pipeline.py", "self.finished(name, data) or self.train(name, data())", "self.train(name, data())"),
         ("pipeline.py", "        check(name, start, gate, verdict)\n", ""),
         ("pipeline.py", "        if stale:\n", "        if False:\n"),
-        ("train/gate.py", "sigma = max(level(", "sigma = min(level("),
+        ("train/gate.py", "level(before.recipe.stage)", "level(world.recipe.stage)"),
         ("train/gate.py", "torch.zeros_like(value) for name, value in told", "value for name, value in told"),
         ("train/gate.py", "return frechet(features.of(np.asarray(made)), ", "return frechet(features.of(real), "),
         ("train/gate.py", "replace(own, guidance=before.recipe.sampling.guidance)", "before.recipe.sampling"),
