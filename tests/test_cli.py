@@ -42,11 +42,6 @@ def ask(capsys, *argv) -> tuple[int, str, str]:
     return code, said.out, said.err
 
 
-def plain(text: str) -> str:
-    """Without the frames that the parser draws around its messages, on one line."""
-    return re.sub(r"[\s│╭╮╰╯─]+", " ", text)
-
-
 # ---- help
 
 
@@ -139,7 +134,7 @@ REFUSED = [
     (["train", "cd", "--stage.shift", "-1", "--run", "TMP"], ["shift", "positive", "-1"]),
     (
         ["train", "dmd-2step", "--stage.plan.rest", "1", "0.25", "--run", "TMP"],
-        ["stage.plan visits (1.0,0.25)", "sampling.plan", "trained"],
+        ["stage.plan visits (1.0, 0.25)", "sampling.plan", "trained"],
     ),
     (["train", "ar", "--name", "a/b", "--run", "TMP"], ["'a/b'", "folder within the run"]),
     (["train", "ar", "--recording", "TMP", "--run", "TMP"], ["TMP", "rooms", "forcing record"]),
@@ -195,6 +190,9 @@ REFUSED = [
     (["generate", "--run", "RUN", "--start", "RUN/ar/world/world.json"], ["world.json", "not an image"]),
     (["generate", "--run", "RUN", "--start", "TMP/wide.png"], ["TMP/wide.png is 24x16", "16x16"]),
     (["generate", "--from", "TMP/none.json"], ["TMP/none.json"]),
+    (["generate", "--run", "RUN", "--out", "/proc/a.gif"], ["error: /proc/a.gif: "]),
+    (["eval", "--quik"], ["--quik", "did you mean --quick?"]),
+    (["record", "rooms"], ["--out", "--frames", "forcing record --help"]),
     (["generate", "--from", "RUN/ar/world/world.json"], ["world.json", "not the JSON file"]),
 ]
 
@@ -211,9 +209,9 @@ def test_what_cannot_be_is_said_in_a_line(argv, named, run, recording, tmp_path,
 
     code, out, err = ask(capsys, *map(put, argv))
     assert code == 2, out + err
-    flat = plain(err).replace(" ", "")
+    assert err.startswith("error: ") and err.count("\n") == 1
     for text in named:
-        assert put(text).replace(" ", "") in flat, err
+        assert put(text) in err
     assert "Traceback" not in out + err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["wide.png"], "something was left behind"
 
@@ -299,7 +297,7 @@ def test_a_clip_and_the_same_clip_again(suffix, run, tmp_path, capsys):
     code, *_ = ask(capsys, "generate", "--from", beside, "--out", second)
     assert code == 0 and first.read_bytes() == second.read_bytes()
     shown = frames_of(first)
-    assert shown.shape[1:] == ((48, 48, 3) if suffix != ".png" else shown.shape[1:])
+    assert shown.shape[1:] == ((64, 48, 3) if suffix != ".png" else shown.shape[1:])
     assert len(shown) == (10 if suffix != ".png" else 1)
     assert {path.name for path in tmp_path.iterdir()} == {
         f"{n}{suffix}{e}" for n in ("one", "two") for e in ("", ".json")
@@ -321,6 +319,7 @@ def clip(capsys, run, tmp_path, *argv) -> np.ndarray:
 def test_prompts_and_keys_act_from_their_frame_on(run, tmp_path, capsys):
     plainly = clip(capsys, run, tmp_path, "--actions", "wait", "--frames", "8")
     assert (plainly == clip(capsys, run, tmp_path, "--actions", "wait*7", "--frames", "8")).all()
+    assert clip(capsys, run, tmp_path, "--actions", "wait", "--frames", "8", "--at", "4", "") is not None
     switched = clip(capsys, run, tmp_path, "--actions", "wait", "--frames", "8", "--at", "4", "night")
     turned = clip(capsys, run, tmp_path, "--actions", "wait*4,left*3", "--frames", "8")
     for changed, at in ((switched, 4), (turned, 5)):
@@ -435,7 +434,7 @@ def test_a_damaged_clip_file_is_said_to_be_one(place, harm, run, tmp_path, capsy
     (document[outer[0]] if outer else document)[last] = harm
     beside.write_text(json.dumps(document))
     code, said, err = ask(capsys, "generate", "--from", beside, "--out", tmp_path / "b.gif")
-    assert code == 2 and "a.gif.json" in plain(err).replace("\n", "") and "Traceback" not in said + err
+    assert code == 2 and "a.gif.json" in err and "Traceback" not in said + err
     assert not (tmp_path / "b.gif").exists()
 
 
@@ -550,7 +549,7 @@ def test_pipeline_on_any_recording(small, tmp_path, capsys):
     none = tmp_path / "none"
     assert ask(capsys, "record", "MiniGrid-Empty-5x5-v0", "--out", none, *spec, "--holdout", "0")[0] == 0
     code, _, err = ask(capsys, "pipeline", none, "--run", tmp_path / "other")
-    assert code == 2 and "--holdout above 0" in err
+    assert code == 2 and "raise --holdout" in err
 
 
 def test_a_run_finds_its_recording_from_anywhere(small, tmp_path, capsys, monkeypatch):

@@ -80,8 +80,9 @@ def test_sheet_keeps_reading_order(tmp_path):
 
 def test_keys_are_drawn_and_frames_left_alone():
     frame = np.full((48, 48, 3), 90, np.uint8)
-    arrows = [media.with_key(frame, key) for key in ("left", "right", "forward", "back", "pick up")]
-    assert (frame == 90).all() and all((arrow != frame).any() for arrow in arrows)
+    arrows = [media.with_key(frame, key) for key in (None, "left", "right", "forward", "back", "pick up")]
+    assert all(arrow.shape == (64, 48, 3) and (arrow[:48] == 90).all() for arrow in arrows)  # in a strip below
+    assert len(np.unique(arrows[0][48:])) == 1
     assert all((a != b).any() for a, b in zip(arrows, arrows[1:], strict=False))
 
 

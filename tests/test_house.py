@@ -17,7 +17,7 @@ SOURCE = ROOT / "src" / "forcing"
 
 # A module may import those above its line, its own package, and (same line) nothing else.
 ORDER = (
-    ("__init__", "shapes"),
+    ("__init__", "shapes", "files"),
     ("flow", "cond", "layout"),
     ("backbone",),
     ("guidance", "rollout"),

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from forcing import files
+
 FORMATS = (".mp4", ".gif", ".png")
 
 _MARGIN = 4  # pixels between the frames of a sheet
@@ -94,12 +96,14 @@ def gif(clip: np.ndarray, fps: float = 8.0, scale: int = 1) -> bytes:
     return out.getvalue()
 
 
-def with_key(frame: np.ndarray, key: str) -> np.ndarray:
-    """A frame [H, W, 3] with the key that led to it drawn in its lower left corner: an arrow, or its name."""
-    image = Image.fromarray(frame)
-    draw = ImageDraw.Draw(image)
+def with_key(frame: np.ndarray, key: str | None) -> np.ndarray:
+    """A frame [H, W, 3] above a strip that shows the key that led to it: an arrow, its name, or nothing (None)."""
     side = max(8, min(frame.shape[:2]) // 6)
-    x, y = side, frame.shape[0] - side
+    image = Image.fromarray(np.pad(frame, [(0, 2 * side), (0, 0), (0, 0)], constant_values=_PAPER))
+    if key is None:
+        return np.asarray(image)
+    draw = ImageDraw.Draw(image)
+    x, y = side, frame.shape[0] + side
     if key in _HEADINGS:
         dx, dy = _HEADINGS[key]
         reach, wide = 0.8 * side, 0.6 * side
@@ -123,17 +127,6 @@ def image(path: Path) -> np.ndarray:
         raise ValueError(f"{path} is not an image that can be read: {damage}") from damage
 
 
-def replace(path: Path, data: bytes) -> None:
-    """Write a file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = _draft(path)
-    try:
-        draft.write_bytes(data)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
 class Whole:
     """GIF and PNG need all frames before the first byte."""
 
@@ -151,9 +144,9 @@ class Whole:
             return
         clip = np.concatenate(self._pieces)
         if self.path.suffix.lower() == ".gif":
-            replace(self.path, gif(clip, self.fps, self.scale))
+            files.write(self.path, gif(clip, self.fps, self.scale))
         else:
-            replace(self.path, png(sheet(enlarge(clip, self.scale))))
+            files.write(self.path, png(sheet(enlarge(clip, self.scale))))
 
     def add(self, frames: np.ndarray) -> None:
         self._pieces.append(_clip(frames).copy())
@@ -164,7 +157,7 @@ class Film:
 
     def __init__(self, path: Path, fps: float, scale: int) -> None:
         self.path, self.fps, self.scale = path, fps, scale
-        self._av, self._draft = _av(), _draft(path)
+        self._av, self._draft = _av(), files.draft_of(path)
         self._file: Any = None
         self._stream: Any = None
 
@@ -226,10 +219,6 @@ def _palette(clip: np.ndarray) -> tuple[list[int], np.ndarray]:
     tall = Image.fromarray(clip.reshape(-1, clip.shape[2], 3))
     reduced = tall.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     return list(reduced.getpalette() or []), np.asarray(reduced).reshape(clip.shape[:3])
-
-
-def _draft(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def _av() -> ModuleType:

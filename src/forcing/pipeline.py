@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from forcing import files
 from forcing.codecs.linear import LinearCodec
 from forcing.data.shards import Recording
 from forcing.recipe import Recipe, differences
@@ -94,7 +95,7 @@ class Pipeline:
             verdict = _read(path)
         else:
             verdict = judge(world, self.need(start), data())
-            _write(path, verdict)
+            files.write_json(path, verdict.as_dict())
         check(name, start, gate, verdict)
         self.console.print(
             f"{name}: passed its gate (control {verdict.control:.2f}, before {verdict.control_before:.2f}; "
@@ -108,9 +109,3 @@ def _read(path: Path) -> Verdict:
         return Verdict(**{name: float(value) for name, value in json.loads(path.read_text()).items()})
     except (ValueError, TypeError, AttributeError) as damage:
         raise ValueError(f"{path} is damaged ({damage}); delete it to judge this stage again") from damage
-
-
-def _write(path: Path, verdict: Verdict) -> None:
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(verdict.as_dict(), indent=1) + "\n")
-    draft.replace(path)

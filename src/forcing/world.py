@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from forcing import files
 from forcing.actions.keys import Keys
 from forcing.backbone import Backbone
 from forcing.backbones import Network
@@ -52,22 +52,18 @@ class World:
 
     def save(self, path: Path, extra: dict[str, Any] | None = None, dtype: torch.dtype | None = None) -> None:
         """Write the folder `path`, whole or not at all. `dtype`: store the weights so (they load as float32)."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.tmp")
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir()
         weights = {name: value.to(dtype or value.dtype).contiguous() for name, value in self.model.state_dict().items()}
-        save_file(weights, draft / "model.safetensors")
-        self.codec.save(draft / "codec.safetensors")
         document = {"format": FORMAT, "prompts": list(self.text.prompts), "keys": list(self.keys.names)}
         document |= {
             "recipe": dump(self.recipe),
             **({"starts": dict(self.starts)} if self.starts else {}),
             **(extra or {}),
         }
-        (draft / "world.json").write_text(json.dumps(document, indent=1) + "\n")
-        shutil.rmtree(path, ignore_errors=True)
-        draft.replace(path)
+        with files.whole(path) as draft:
+            draft.mkdir()
+            save_file(weights, draft / "model.safetensors")
+            self.codec.save(draft / "codec.safetensors")
+            files.write_json(draft / "world.json", document)
 
     @staticmethod
     def load(path: Path) -> "World":
@@ -117,7 +113,7 @@ class World:
     ) -> Iterator[Latents]:
         """Chunks of latents, one for each of `conds` (one chunk's conditions each), as they are made.
 
-        start: clean latents [clips, F, C, h, w] to continue, a chunk's multiple of frames, and their conditions.
+        start: clean latents [clips, F, C, h, w] to continue (F a multiple of the chunk), and their conditions.
         """
         how = sampling or self.recipe.sampling
         model: Backbone = Guided(self.model, how.guidance)
@@ -141,6 +137,11 @@ def _assembled(document: dict[str, Any], path: Path) -> World:
     recipe = parse(Recipe, document["recipe"])
     model = recipe.backbone.build()
     weights = {name: value.float() for name, value in load_file(path / "model.safetensors").items()}
+    shapes = ({name: value.shape for name, value in each.items()} for each in (weights, model.state_dict()))
+    odd = sorted({name for name, _ in set.symmetric_difference(*(set(each.items()) for each in shapes))})
+    if odd:
+        named = f"{', '.join(odd[:3])}{', ...' if len(odd) > 3 else ''}"
+        raise ValueError(f"{len(odd)} weights are missing, too many or of another shape: {named}")
     model.load_state_dict(weights, strict=True)
     codec = LinearCodec.load(path / "codec.safetensors")
     text, keys = Names(tuple(document["prompts"])), Keys(tuple(document["keys"]))

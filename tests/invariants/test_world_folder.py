@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save
 from toys import KEYS, PROMPTS, contents, rng, toy_material, toy_world
 
 from forcing.world import FILES, World
@@ -92,6 +93,17 @@ def test_a_damaged_world_is_named(world, tmp_path, name, harm):
     path.write_bytes(harm(before))
     assert path.read_bytes() != before
     with pytest.raises(ValueError, match=f"the world in {tmp_path / 'w'} is damaged"):
+        World.load(tmp_path / "w")
+
+
+def test_weights_of_another_network_are_counted(world, tmp_path):
+    world.save(tmp_path / "w")
+    path = tmp_path / "w" / "model.safetensors"
+    path.write_bytes(save({"strange": torch.zeros(2)}))
+    count = len(world.model.state_dict()) + 1
+    with pytest.raises(
+        ValueError, match=rf"{count} weights are missing, too many or of another shape: \S+, \S+, \S+, \.{{3}}"
+    ):
         World.load(tmp_path / "w")
 
 

@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _code(error)
         if code is None:
             raise
-        return _complain(str(error), code)
+        return _complain(_told(error), code)
 
 
 def _code(error: Exception) -> int | None:
@@ -99,6 +99,12 @@ def _raised_here(error: Exception) -> bool:
         trace = trace.tb_next
     home = Path(__file__).resolve().parent.parent
     return trace is not None and Path(trace.tb_frame.f_code.co_filename).resolve().is_relative_to(home)
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
+    return str(error)
 
 
 def _complain(message: str, code: int) -> int:

@@ -47,6 +47,6 @@ class Bar:
         if self.console.is_terminal or now - self._said < _EVERY:
             return
         self._said = now
-        left = (now - self._began) / max(1, done) * (total - done)
+        left = f", about {(now - self._began) / done * (total - done):.0f} s left" if done else ""
         said = f"{self.unit}, {note}" if note else self.unit
-        self.console.print(f"{self.label}: {done} of {total} {said}, about {left:.0f} s left")
+        self.console.print(f"{self.label}: {done} of {total} {said}{left}")

@@ -11,7 +11,7 @@ import tyro
 from rich.console import Console
 from rich.measure import Measurement
 
-from forcing import media
+from forcing import files
 from forcing.cli import setting
 from forcing.cli.bar import Bar
 from forcing.cli.options import read, shown
@@ -46,7 +46,7 @@ def run(args: Sequence[str], console: Console) -> int:
     results = measure(folder, data, QUICK if options.quick else FULL, command, console)
     show(results, console)
     kept = results_path(folder)
-    media.replace(kept.with_suffix(".md"), f"{promises(results)}\n{markdown(results)}".encode())
+    files.write(kept.with_suffix(".md"), f"{promises(results)}\n{markdown(results)}")
     console.print(f"kept in {kept} and, to read, {kept.with_suffix('.md')}. Next: forcing report {folder}")
     return 0
 

@@ -15,7 +15,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from forcing import flow, media
+from forcing import files, flow, media
 from forcing.cli import script, take
 from forcing.cli.bar import Bar
 from forcing.cli.options import read, shown
@@ -57,7 +57,7 @@ class Options:
     out: Annotated[Path | None, shown("FILE")] = None  # .mp4, .gif or .png (a sheet); default: a new name in clips/
     fps: Annotated[float | None, shown("N")] = None  # frames a second in the file (8)
     scale: Annotated[int | None, shown("N")] = None  # pixels a side in the file for each of the world (6)
-    show_keys: bool = False  # draw the keys into the clip
+    show_keys: bool = False  # draw the keys in a strip below
     again: Annotated[Path | None, shown("FILE.json", name="from")] = None  # make the clips of this JSON file again
 
 
@@ -89,6 +89,7 @@ def run(args: Sequence[str], console: Console) -> int:
     paths = _numbered(single, len(wanted.prompts))
     for path in paths:
         media.check(path, fps=look.fps, scale=look.scale)
+    files.probe(single)
     _make(wanted, world, paths, look, console)
     beside = single.with_name(single.name + ".json")
     take.write(beside, wanted, world, home, asdict(look) | {"files": [path.name for path in paths]})
@@ -116,7 +117,8 @@ def _take(options: Options, world: World, home: Path) -> Take:
     elif options.policy:
         walks = (script.wander(world.keys, open_to_keys, options.seed, clip) for clip in range(len(prompts)))
         actions = tuple((-1,) * blind + walk for walk in walks)
-    return Take(prompts, frames, options.seed, how, options.at, actions, start)
+    switches = tuple((frame, prompt or None) for frame, prompt in options.at)
+    return Take(prompts, frames, options.seed, how, switches, actions, start)
 
 
 def _frames(world: World, wanted: int, chunk: int) -> int:
@@ -242,4 +244,5 @@ def _drawn(frames: np.ndarray, wanted: Take, clip: int, first: int, look: Look, 
         return frames
     led = wanted.actions[clip][first : first + len(frames)]
     large = media.enlarge(frames, look.scale)
-    return np.stack([media.with_key(f, names[key]) if key >= 0 else f for f, key in zip(large, led, strict=True)])
+    pressed = [names[key] if key >= 0 else None for key in led]
+    return np.stack([media.with_key(frame, key) for frame, key in zip(large, pressed, strict=True)])

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeVar
+import io
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from itertools import pairwise
+from typing import Any, TypeVar
 
 import tyro
 
 Kind = TypeVar("Kind")
 
+_NEAR = "Perhaps you meant:"
 HELP = frozenset(("-h", "--help"))
 _STYLE = (
     tyro.conf.AvoidSubcommands,  # a union with a default is of that default's kind: --stage.guidance, no subcommand
@@ -18,14 +23,38 @@ _STYLE = (
 
 def read(kind: type[Kind], args: Sequence[str], command: str, default: Kind | None = None) -> Kind:
     """A `kind` from the arguments of `forcing command`. Mistakes are shown, and leave with code 2."""
-    if default is None:
-        return tyro.cli(kind, args=list(args), prog=f"forcing {command}", config=_STYLE)
-    return tyro.cli(kind, args=list(args), prog=f"forcing {command}", config=_STYLE, default=default)
+    given: dict[str, Any] = {} if default is None else {"default": default}
+    with _mistakes_in_a_line(command):
+        return tyro.cli(kind, args=list(args), prog=f"forcing {command}", config=_STYLE, **given)
 
 
 def read_known(kind: type[Kind], args: Sequence[str], command: str) -> tuple[Kind, list[str]]:
     """The same, with the arguments that `kind` does not know handed back."""
-    return tyro.cli(kind, args=list(args), prog=f"forcing {command}", config=_STYLE, return_unknown_args=True)
+    with _mistakes_in_a_line(command):
+        return tyro.cli(kind, args=list(args), prog=f"forcing {command}", config=_STYLE, return_unknown_args=True)
+
+
+@contextmanager
+def _mistakes_in_a_line(command: str) -> Iterator[None]:
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            yield
+    except SystemExit as leaving:
+        if leaving.code:
+            sys.stderr.write(f"error: {_in_a_line(said.getvalue(), command)}\n")
+        raise
+
+
+def _in_a_line(box: str, command: str) -> str:
+    # The parser draws a box of many lines: a title, what is wrong, a rule, hints. Without Unicode it has no sides.
+    inside = [line.strip(" │|") for line in box.splitlines()[1:]]
+    ruled = [not line.strip("+-─╰╯") for line in inside]
+    first = ruled.index(False)
+    wrong = " ".join(inside[first : ruled.index(True, first)]).rstrip(".")
+    near = [option.split()[0] for line, option in pairwise(inside) if line == _NEAR]
+    hint = f"did you mean {near[0]}?" if near else f"see forcing {command} --help"
+    return f"{wrong[0].lower()}{wrong[1:]}; {hint}"
 
 
 def shown(metavar: str, name: str | None = None) -> object:

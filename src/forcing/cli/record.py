@@ -14,6 +14,7 @@ from forcing.cli.bar import Bar
 from forcing.cli.options import read, shown
 from forcing.data.shards import MANIFEST, Recording
 from forcing.envs.gym import SHARD, Record, record
+from forcing.recipes.rooms import FRAMES
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ def run(args: Sequence[str], console: Console) -> int:
         holdout=options.holdout,
         hold=options.hold,
     )
-    kept(spec, options.out, console)
+    lack = lacks(kept(spec, options.out, console))
+    if lack:
+        console.print(f"note: our recipes cannot be trained on it: {lack}")
     return 0
 
 
@@ -57,6 +60,18 @@ def kept(spec: Record, out: Path, console: Console) -> Recording:
         recording = Recording.open(record(spec, out, bar.show))
     console.print(f"{describe(recording)}{'; recorded before' if there else ''}")
     return recording
+
+
+def lacks(recording: Recording) -> str | None:
+    """Why our recipes cannot be trained on a recording; None if they can."""
+    for split, remedy in (("train", "longer"), ("heldout", "longer, or more of them")):
+        rows = recording.episodes(split)
+        if not rows:
+            return f"it keeps no episodes for {'evaluation: raise --holdout' if split == 'heldout' else 'training'}"
+        longest = max(row["length"] for row in rows)
+        if longest < FRAMES:
+            return f"clips have {FRAMES} frames, and its longest {split} episode has {longest}: record {remedy}"
+    return None
 
 
 def describe(recording: Recording) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
-from forcing.cli.record import kept
+from forcing import files
+from forcing.cli.record import kept, lacks
 from forcing.codecs.linear import LinearCodec
 from forcing.data.shards import MANIFEST, Recording
 from forcing.envs.gym import ROOMS, Record
@@ -94,10 +94,7 @@ def settle(run: Path, **asked: Any) -> Setting:
 
 def keep(run: Path, setting: Setting) -> None:
     """Write `RUN/run.json`, whole or not at all."""
-    run.mkdir(parents=True, exist_ok=True)
-    draft = run / f".{SETTING}.tmp"
-    draft.write_text(json.dumps(asdict(setting), indent=1) + "\n")
-    os.replace(draft, run / SETTING)
+    files.write_json(run / SETTING, asdict(setting))
 
 
 def shipped() -> dict[str, Path]:
@@ -129,8 +126,9 @@ def recording(run: Path, setting: Setting, console: Console) -> Recording:
     if setting.recording == ROOMS:
         return kept(RECORDS[setting.scale], where(run), console)
     opened = Recording.open(setting.recording)
-    if not opened.episodes("heldout"):
-        raise ValueError(f"{opened.path} keeps no episodes for evaluation: record it with --holdout above 0")
+    lack = lacks(opened)
+    if lack:
+        raise ValueError(f"{opened.path} cannot be trained on: {lack}")
     return opened
 
 

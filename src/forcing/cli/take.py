@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from forcing import __version__, media
+from forcing import __version__, files, media
 from forcing.cond import Cond
 from forcing.data.order import seeded
 from forcing.recipe import Sampling, dump, parse
@@ -39,7 +39,7 @@ class Take:
     frames: int
     seed: int
     sampling: Sampling
-    switches: tuple[tuple[int, str], ...] = ()
+    switches: tuple[tuple[int, str | None], ...] = ()
     actions: tuple[tuple[int, ...], ...] | None = None
     start: tuple[str, ...] = ()
 
@@ -58,9 +58,9 @@ class Take:
         if self.frames % chunk:
             raise ValueError(f"frames is {self.frames}: {name} makes {chunk} at a time, give a multiple of {chunk}")
         if self.start and (len(self.start) % chunk or len(self.start) >= self.frames):
+            those = "" if chunk == 1 else f"a multiple of {chunk} and "
             raise ValueError(
-                f"{len(self.start)} start frames: {name} continues a multiple of {chunk}, fewer than the {self.frames} "
-                "of the clip"
+                f"{len(self.start)} start frames: {name} continues {those}fewer than the {self.frames} of the clip"
             )
         if len({frame for frame, _ in self.switches}) < len(self.switches):
             raise ValueError(f"--at names a frame twice: {', '.join(str(frame) for frame, _ in self.switches)}")
@@ -91,7 +91,7 @@ class Take:
 
     def _told(self, world: World, first: int, stop: int) -> Cond:
         prompts = self.prompts
-        for frame, prompt in sorted(self.switches):
+        for frame, prompt in sorted(self.switches, key=lambda switch: switch[0]):
             if frame <= first:
                 prompts = (prompt,) * len(prompts)
         actions = None if self.actions is None else [each[first:stop] for each in self.actions]
@@ -115,7 +115,7 @@ def write(path: Path, take: Take, world: World, home: Path, look: dict[str, Any]
             "threads": torch.get_num_threads(),
         },
     }
-    media.replace(path, (json.dumps(document, indent=1) + "\n").encode())
+    files.write_json(path, document)
 
 
 def read(path: Path) -> tuple[Take, dict[str, Any], dict[str, Any]]:

@@ -12,7 +12,6 @@ import json
 import math
 import os
 import platform
-import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from forcing import __version__
+from forcing import __version__, files
 from forcing.data.shards import ARRAYS, FORMAT, MANIFEST, checksum, read_manifest, write_shard
 from forcing.envs import rooms
 
@@ -86,18 +85,14 @@ def record(spec: Record, out: Path, progress: Callable[[int, int], None] | None 
     out = Path(out)
     if _recorded(spec, out):
         return out
-    home = out.absolute()
-    partial = home.parent / f".{home.name}.partial-{os.getpid()}"
     with contextlib.ExitStack() as closing:
         envs = open_envs(spec.env, spec.size)
         for env in envs:
             closing.callback(env.close)
         keys = _keys(envs, spec)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        closing.callback(shutil.rmtree, partial, ignore_errors=True)
+        partial = closing.enter_context(files.whole(out))
+        partial.mkdir()
         _write(spec, envs, keys, partial, progress)
-        os.replace(partial, out)
     return out
 
 
@@ -167,6 +162,7 @@ class Env:
 
 def open_envs(name: str, size: int | None = None) -> list[Env]:
     """The environments that `name` stands for, each checked by one reset; ValueError says what is wrong with it."""
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame, which many draw with, needs no screen for it
     if name == ROOMS:
         envs = [Env(rooms.Rooms(prompt), prompt, ident, size) for prompt, ident in rooms.LAYOUTS.items()]
     else:

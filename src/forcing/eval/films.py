@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from forcing import files
 from forcing.data.shards import Recording
 from forcing.eval.rows import Candidate, facts
 from forcing.eval.samples import Player
@@ -100,8 +101,6 @@ def _kept(path: Path, row: Candidate) -> Take | None:
 
 
 def _keep(path: Path, take: Take) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     clips = {"told": take.told, "free": take.free, "nothing": take.nothing}
-    draft = path.with_name(f".{path.name}.tmp.npz")
-    np.savez_compressed(draft, allow_pickle=False, **{name: clip for name, clip in clips.items() if clip is not None})
-    draft.replace(path)
+    with files.whole(path) as draft, draft.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **{name: c for name, c in clips.items() if c is not None})

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from html import escape
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from forcing import files
 from forcing.data.shards import Recording, RecordingError
 from forcing.eval.curves import STAGES, training
 from forcing.eval.films import Shooting, shoot
@@ -32,12 +33,7 @@ def report(
     worlds, by recipe name, that the run did not make. What is missing (stages, evaluation, recording) is said so.
     """
     story = _Story.read(run, recording, shipped or {})
-    path = out or run / "report.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.tmp")
-    draft.write_text(_document(story), encoding="utf-8")
-    draft.replace(path)
-    return path
+    return files.write(out or run / "report.html", _document(story))
 
 
 @dataclass(frozen=True)
@@ -94,7 +90,7 @@ def _opened(places: Sequence[Path]) -> Recording | None:
 
 def _document(story: _Story) -> str:
     results = story.results
-    css = files("forcing.eval").joinpath("report.css").read_text(encoding="utf-8")
+    css = resources.files("forcing.eval").joinpath("report.css").read_text(encoding="utf-8")
     # the animations begin together only if they are switched on once, after everything they move is there
     still, _, moving = css.partition("/* moving */")
     unmeasured = missing(f"Not evaluated yet: run `forcing eval {story.run}`, then make this report again.")

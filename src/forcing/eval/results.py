@@ -1,13 +1,14 @@
 """What an evaluation found: one number for each row, metric and seed, and what it was measured with."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from forcing import files
 
 FORMAT = 1
 
@@ -237,7 +238,7 @@ class Results:
     def save(self, path: Path) -> Path:
         """Write JSON to `path`, whole or not at all."""
         document = {"format": FORMAT, "about": dict(self.about), "rows": [asdict(row) for row in self.rows]}
-        return write(path, document)
+        return files.write_json(path, document)
 
     @staticmethod
     def load(path: Path) -> "Results":
@@ -251,15 +252,6 @@ class Results:
             raise ValueError(f"{path} has format {found!r}; this version reads format {FORMAT}")
         rows = tuple(Row(row["name"], row["label"], *_frozen(row["values"], row["curves"])) for row in document["rows"])
         return Results(document["about"], rows)
-
-
-def write(path: Path, document: Any) -> Path:
-    """Write `document` as JSON to `path`, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    draft.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
-    draft.replace(path)
-    return path
 
 
 def _frozen(

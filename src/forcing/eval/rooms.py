@@ -9,11 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from forcing import files
 from forcing.data.shards import MANIFEST, Recording, checksum
 from forcing.eval.cost import cost
 from forcing.eval.machine import machine, revision
 from forcing.eval.measure import FULL, Measure
-from forcing.eval.results import Results, Row, write
+from forcing.eval.results import Results, Row
 from forcing.eval.rows import Candidate, candidates, facts, fitting
 from forcing.eval.samples import effort, real, sample
 from forcing.eval.scenes import gather
@@ -132,7 +133,7 @@ def _measure(units: Sequence[_Unit], recording: Recording, measure: Measure, pro
         progress(f"cost: {unit.label}", 0.95 + 0.05 * number / len(unpriced))
         if unit.candidate:
             price = cost(worlds[unit.candidate.world], unit.candidate, measure.timed)
-            write(unit.priced, asdict(price))
+            files.write_json(unit.priced, asdict(price))
     progress("done", 1.0)
 
 
@@ -143,7 +144,7 @@ def _score(unit: _Unit, worlds: Mapping[Path, World], judge: Judge, tick: Tick) 
     else:
         samples = sample(worlds[row.world], row, judge.scenes, unit.seed, tick)
         scores = judge.score(samples, row.memory, row.sampling.chunk)
-    write(unit.path, asdict(scores))
+    files.write_json(unit.path, asdict(scores))
 
 
 def _effort(unit: _Unit, measure: Measure) -> int:

@@ -17,7 +17,12 @@ from forcing.stages.dmd import DMD
 FRAMES = 12  # of a training clip, and of the window
 SHIFT = 3.0
 GUIDANCE = 1.25
-FOUR = (1.0, 0.9, 0.75, 0.5)  # SHIFT moves 1, 3/4, 1/2, 1/4 there
+FOUR = (
+    1.0,
+    0.75,
+    0.5,
+    0.25,
+)  # even, and not moved up by SHIFT: the last step then has less left to decide (docs/log.md)
 # two steps: a second level where fewer tiles are still undecided than at the evenly spaced 0.75 (docs/log.md)
 PLANS = {4: Plan(FOUR), 2: Plan((1.0, 0.35), first=FOUR), 1: Plan((1.0,), first=FOUR)}
 RATES = {4: 0.0004, 2: 0.0002, 1: 0.0002}  # of DMD's student: at two and one step 0.0004 went too far (docs/log.md)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from forcing import files
 from forcing.recipe import Recipe, differences, dump, parse
 from forcing.train.state import State
 
@@ -23,14 +24,9 @@ class CheckpointError(ValueError):
 def save(state: State, recipe: Recipe, folder: Path, keep: int) -> Path:
     """Write `folder`/step-N and remove all but the newest `keep`. Frozen models are not written: they have a source."""
     folder.mkdir(parents=True, exist_ok=True)
-    for stray in folder.glob(".*.tmp"):
-        shutil.rmtree(stray)
+    files.sweep(folder)
     path = folder / f"step-{state.step:08d}"
-    draft = folder / f".{path.name}.tmp"
-    draft.mkdir()
-    save_file(_weights(state), draft / "models.safetensors")
     tensors, scalars = _flatten(state)
-    save_file(tensors, draft / "optimizers.safetensors")
     document = {
         "format": FORMAT,
         "step": state.step,
@@ -40,10 +36,11 @@ def save(state: State, recipe: Recipe, folder: Path, keep: int) -> Path:
         "recent": state.recent,
         "sources": state.sources,
     }
-    (draft / "state.json").write_text(json.dumps(document, indent=1))
-    if path.exists():
-        shutil.rmtree(path)
-    draft.replace(path)
+    with files.whole(path) as draft:
+        draft.mkdir()
+        save_file(_weights(state), draft / "models.safetensors")
+        save_file(tensors, draft / "optimizers.safetensors")
+        files.write_json(draft / "state.json", document)
     for old in _all(folder)[:-keep]:
         shutil.rmtree(old)
     return path

@@ -10,18 +10,16 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from forcing import files
+
 
 class Journal:
     """One JSON object a line, each with the step that it describes."""
 
     def __init__(self, path: Path, step: int) -> None:
         """Continue at `step`: lines beyond it, left by a run that died after its last checkpoint, are dropped."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read(path) if line["step"] <= step]
-        draft = path.with_suffix(".tmp")
-        draft.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        draft.replace(path)
-        self.path = path
+        self.path = files.write(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         with self.path.open("a") as file:

@@ -1,0 +1,73 @@
+"""Files and folders that are there whole, or not at all."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_DRAFT = ".tmp"
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Where to write what is to be `path`, a file or a folder: moved there when the block ends, gone if it fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = draft_of(path)
+    remove(draft)
+    try:
+        yield draft
+        if path.is_dir():  # a folder is moved only to where nothing is
+            shutil.rmtree(path)
+        os.replace(draft, path)
+    except OSError as error:
+        if error.filename == str(draft):  # what was asked for is what the user knows
+            error.filename = str(path)
+        raise
+    finally:
+        remove(draft)
+
+
+def probe(path: Path) -> None:
+    """OSError, naming `path`, where nothing can be written there. Makes the folders that lead to it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = draft_of(path)
+    try:
+        draft.touch()
+        draft.unlink()
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
+def draft_of(path: Path) -> Path:
+    """Where `whole` has a file or folder written; its own in each process, for two may write the same file."""
+    return path.absolute().with_name(f".{path.name}.{os.getpid()}{_DRAFT}")
+
+
+def write(path: Path, data: bytes | str) -> Path:
+    """A file with these bytes, or with this text in UTF-8."""
+    with whole(path) as draft:
+        draft.write_bytes(data.encode() if isinstance(data, str) else data)
+    return path
+
+
+def write_json(path: Path, document: Any) -> Path:
+    """A JSON file. ValueError where a number is not finite."""
+    return write(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a folder with all it holds, or nothing."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Delete the drafts that a killed process left in `folder`, whose only writer the caller is."""
+    for stray in folder.glob(f".*{_DRAFT}"):
+        remove(stray)

@@ -1,0 +1,89 @@
+"""Files appear whole or not at all, whoever else writes them."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from forcing import files
+
+
+def leftovers(folder):
+    return [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_a_file_appears_when_it_is_complete(tmp_path):
+    path = tmp_path / "deep" / "a.json"
+    with files.whole(path) as draft:
+        draft.write_text("new")
+        assert not path.exists()
+    assert path.read_text() == "new" and leftovers(path.parent) == []
+    assert files.write_json(path, {"a": 1}) == path and json.loads(path.read_text()) == {"a": 1}
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_was_there_stays_where_writing_fails(kind, tmp_path):
+    path = tmp_path / "a"
+    if kind == "file":
+        path.write_text("before")
+    else:
+        path.mkdir()
+        (path / "b").write_text("before")
+
+    def fail() -> None:
+        with files.whole(path) as draft:
+            if kind == "folder":
+                draft.mkdir()
+            (draft if kind == "file" else draft / "b").write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert (path if kind == "file" else path / "b").read_text() == "before" and leftovers(tmp_path) == []
+
+
+def test_a_folder_replaces_a_folder(tmp_path):
+    path = tmp_path / "world"
+    for name in "ab":
+        with files.whole(path) as draft:
+            draft.mkdir()
+            (draft / name).touch()
+    assert [each.name for each in path.iterdir()] == ["b"]
+
+
+def test_not_finite_numbers_are_no_json(tmp_path):
+    with pytest.raises(ValueError, match="nan"):
+        files.write_json(tmp_path / "a.json", {"loss": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes_may_write_the_same_file(tmp_path):
+    path = tmp_path / "run.json"
+    code = (
+        "import sys; from pathlib import Path; from forcing import files\n"
+        f"for _ in range(300): files.write_json(Path({str(path)!r}), {{'by': sys.argv[1]}})"
+    )
+    both = [subprocess.Popen([sys.executable, "-c", code, name]) for name in "ab"]
+    assert [each.wait(120) for each in both] == [0, 0]
+    assert json.loads(path.read_text())["by"] in "ab" and leftovers(tmp_path) == []
+
+
+def test_what_cannot_be_written_is_named_as_it_was_asked_for(tmp_path):
+    there = tmp_path / "file"
+    there.touch()
+    for place in (there / "a.mp4", "/proc/a.mp4"):
+        for attempt in (files.probe, lambda path: files.write(path, b"")):
+            with pytest.raises(OSError, match=str(there) if place != "/proc/a.mp4" else "/proc/a.mp4"):
+                attempt(type(tmp_path)(place))
+    files.probe(tmp_path / "fine" / "a.mp4")
+    assert (tmp_path / "fine").is_dir() and not any((tmp_path / "fine").iterdir())
+
+
+def test_a_killed_process_leaves_no_draft_for_long(tmp_path):
+    (tmp_path / f".a.{os.getpid() + 1}.tmp").mkdir()
+    (tmp_path / ".b.1.tmp").touch()
+    (tmp_path / "kept").touch()
+    files.sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
