@@ -216,7 +216,7 @@ MUTATIONS = [
         ("train/checkpoint.py", "    if different:\n", "    if False:\n"),
         ("train/checkpoint.py", "except Exception as error:", "except FileNotFoundError as error:"),
         ("train/checkpoint.py", "[:-keep]", "[: -keep - 1]"),
-        ("train/checkpoint.py", "        shutil.rmtree(stray)\n", "        pass\n"),
+        ("train/checkpoint.py", "    files.sweep(folder)\n", "    pass\n"),
         ("train/log.py", 'if line["step"] <= step]', "]"),
         ("train/log.py", "            break\n", "            raise\n"),
         ("train/log.py", "            signal.signal(number, handler)\n", "            pass\n"),
@@ -267,7 +267,7 @@ MUTATIONS = [
         ("codecs/linear.py", "axes = axes[:keep].T", "axes = axes[: keep - 1].T"),
         ("codecs/linear.py", '"scale": repr(self.scale)', '"scale": f"{self.scale:.3f}"'),
         ("world.py", "if missing:\n", "if False:\n"),
-        ("world.py", "        draft.replace(path)\n", "        shutil.copytree(draft, path)\n"),
+        ("world.py", "with files.whole(path) as draft:", "for draft in [path]:"),
     ),
     *group(
         14,
@@ -364,6 +364,21 @@ MUTATIONS = [
             'lambda first, last: last >= 0.95 * first),\n        ("valid_free"',
             'lambda first, last: True),\n        ("valid_free"',
         ),
+    ),
+    *group(
+        20,
+        "test_files.py",
+        ("files.py", "    finally:\n        remove(draft)", "    finally:\n        pass"),
+        ("files.py", ".{os.getpid()}", ""),
+        ("files.py", "        if path.is_dir():", "        if False:"),
+        ("files.py", "if error.filename == str(draft):", "if False:"),
+        ("files.py", "allow_nan=False", "allow_nan=True"),
+    ),
+    *group(
+        20,
+        "test_cli.py",
+        ("cli/options.py", "with redirect_stderr(said):", "if True:"),
+        ("cli/options.py", 'if near else f"see', 'if False else f"see'),
     ),
 ]
 

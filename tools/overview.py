@@ -1,6 +1,6 @@
 """Draw the picture at the top of the README from a finished run.
 
-python tools/overview.py runs/rooms-full docs/images/overview.png
+python tools/overview.py runs/rooms docs/images/overview.png
 """
 
 import sys
@@ -28,7 +28,7 @@ INK, PAPER, ACCENT = "#1f2430", "#ffffff", "#c8412b"
 STAGES = (
     ("0  base", "bidirectional diffusion:\nall frames at once"),
     ("1  AR teacher", "teacher forcing: each noisy\nframe sees the clean ones"),
-    ("2  causal CD", "the same answer at both ends\nof one teacher step"),
+    ("2  causal CD", "the same answer at either\nend of a teacher step"),
     ("3  asymmetric DMD", "on its own rollouts, judged\nby base and critic"),
 )
 
@@ -73,8 +73,8 @@ def draw(made: list[tuple[str, np.ndarray]], path: Path) -> None:
         left = 1 + 25 * i
         box = FancyBboxPatch((left, tall - 11.5), 21.2, 10, boxstyle="round,pad=0.4", fc="#f3f1ec", ec=INK, lw=1.2)
         axes.add_patch(box)
-        axes.text(left + 10.6, tall - 4.2, name, ha="center", va="center", fontsize=14, weight="bold", color=INK)
-        axes.text(left + 10.6, tall - 8.6, text, ha="center", va="center", fontsize=9.5, color=INK)
+        axes.text(left + 10.6, tall - 4.2, name, ha="center", va="center", fontsize=13, weight="bold", color=INK)
+        axes.text(left + 10.6, tall - 8.6, text, ha="center", va="center", fontsize=9, color=INK)
         if i:
             ends = (left - 3.2, tall - 6.5), (left - 0.6, tall - 6.5)
             axes.add_patch(FancyArrowPatch(*ends, arrowstyle="-|>", mutation_scale=14, color=ACCENT))

@@ -1,6 +1,6 @@
 """Copy the products of a finished run into the package, in half precision, with the curves that made them.
 
-python tools/ship.py runs/rooms-full base ar cd dmd-2step
+python tools/ship.py runs/rooms base ar cd dmd-2step
 """
 
 import shutil
