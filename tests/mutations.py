@@ -268,6 +268,7 @@ MUTATIONS = [
         ("codecs/linear.py", '"scale": repr(self.scale)', '"scale": f"{self.scale:.3f}"'),
         ("world.py", "if missing:\n", "if False:\n"),
         ("world.py", "with files.whole(path) as draft:", "for draft in [path]:"),
+        ("world.py", "            files.remove(path)\n", ""),
     ),
     *group(
         14,
@@ -370,7 +371,7 @@ MUTATIONS = [
         "test_files.py",
         ("files.py", "    finally:\n        remove(draft)", "    finally:\n        pass"),
         ("files.py", ".{os.getpid()}", ""),
-        ("files.py", "        if path.is_dir():", "        if False:"),
+        ("files.py", "        os.replace(draft, path)\n", "        remove(path)\n        os.replace(draft, path)\n"),
         ("files.py", "if error.filename == str(draft):", "if False:"),
         ("files.py", "allow_nan=False", "allow_nan=True"),
     ),

@@ -319,10 +319,11 @@ def clip(capsys, run, tmp_path, *argv) -> np.ndarray:
 def test_prompts_and_keys_act_from_their_frame_on(run, tmp_path, capsys):
     plainly = clip(capsys, run, tmp_path, "--actions", "wait", "--frames", "8")
     assert (plainly == clip(capsys, run, tmp_path, "--actions", "wait*7", "--frames", "8")).all()
-    assert clip(capsys, run, tmp_path, "--actions", "wait", "--frames", "8", "--at", "4", "") is not None
+    unnamed = clip(capsys, run, tmp_path, "--actions", "wait", "--frames", "8", "--at", "4", "")
     switched = clip(capsys, run, tmp_path, "--actions", "wait", "--frames", "8", "--at", "4", "night")
     turned = clip(capsys, run, tmp_path, "--actions", "wait*4,left*3", "--frames", "8")
-    for changed, at in ((switched, 4), (turned, 5)):
+    assert (unnamed[4] != switched[4]).any()
+    for changed, at in ((unnamed, 4), (switched, 4), (turned, 5)):
         assert (changed[:at] == plainly[:at]).all() and (changed[at] != plainly[at]).any()
     other = clip(capsys, run, tmp_path, "--actions", "wait", "--frames", "8", "--prompt", "night")
     free = clip(capsys, run, tmp_path, "--free", "--frames", "8")
@@ -550,6 +551,11 @@ def test_pipeline_on_any_recording(small, tmp_path, capsys):
     assert ask(capsys, "record", "MiniGrid-Empty-5x5-v0", "--out", none, *spec, "--holdout", "0")[0] == 0
     code, _, err = ask(capsys, "pipeline", none, "--run", tmp_path / "other")
     assert code == 2 and "raise --holdout" in err
+    short = ["--frames", "400", "--episode", "5", "--size", "20"]
+    code, out, _ = ask(capsys, "record", "MiniGrid-Empty-5x5-v0", "--out", tmp_path / "short", *short)
+    assert code == 0 and "note: our recipes cannot be trained on it: clips have 12 frames" in out
+    code, _, err = ask(capsys, "pipeline", tmp_path / "short", "--run", tmp_path / "other")
+    assert code == 2 and "its longest train episode has 6" in err and not (tmp_path / "other").exists()
 
 
 def test_a_run_finds_its_recording_from_anywhere(small, tmp_path, capsys, monkeypatch):

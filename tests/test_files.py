@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -44,13 +45,19 @@ def test_what_was_there_stays_where_writing_fails(kind, tmp_path):
     assert (path if kind == "file" else path / "b").read_text() == "before" and leftovers(tmp_path) == []
 
 
-def test_a_folder_replaces_a_folder(tmp_path):
-    path = tmp_path / "world"
-    for name in "ab":
+def test_a_folder_that_holds_something_is_not_replaced(tmp_path):
+    path = tmp_path / "mine"
+    path.mkdir()
+    (path / "precious").touch()
+
+    def put_a_folder() -> None:
         with files.whole(path) as draft:
             draft.mkdir()
-            (draft / name).touch()
-    assert [each.name for each in path.iterdir()] == ["b"]
+
+    for put in (put_a_folder, lambda: files.write(path, b"page")):
+        with pytest.raises(OSError, match=str(path)):
+            put()
+    assert (path / "precious").is_file() and leftovers(tmp_path) == []
 
 
 def test_not_finite_numbers_are_no_json(tmp_path):
@@ -76,7 +83,7 @@ def test_what_cannot_be_written_is_named_as_it_was_asked_for(tmp_path):
     for place in (there / "a.mp4", "/proc/a.mp4"):
         for attempt in (files.probe, lambda path: files.write(path, b"")):
             with pytest.raises(OSError, match=str(there) if place != "/proc/a.mp4" else "/proc/a.mp4"):
-                attempt(type(tmp_path)(place))
+                attempt(Path(place))
     files.probe(tmp_path / "fine" / "a.mp4")
     assert (tmp_path / "fine").is_dir() and not any((tmp_path / "fine").iterdir())
 

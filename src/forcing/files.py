@@ -13,14 +13,15 @@ _DRAFT = ".tmp"
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Where to write what is to be `path`, a file or a folder: moved there when the block ends, gone if it fails."""
+    """Where to write what is to be `path`, a file or a folder: moved there when the block ends, gone if it fails.
+
+    A file is replaced; a folder that holds something is not, nor by a file: OSError.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = draft_of(path)
     remove(draft)
     try:
         yield draft
-        if path.is_dir():  # a folder is moved only to where nothing is
-            shutil.rmtree(path)
         os.replace(draft, path)
     except OSError as error:
         if error.filename == str(draft):  # what was asked for is what the user knows

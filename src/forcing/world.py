@@ -64,6 +64,7 @@ class World:
             save_file(weights, draft / "model.safetensors")
             self.codec.save(draft / "codec.safetensors")
             files.write_json(draft / "world.json", document)
+            files.remove(path)
 
     @staticmethod
     def load(path: Path) -> "World":

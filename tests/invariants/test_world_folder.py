@@ -96,6 +96,13 @@ def test_a_damaged_world_is_named(world, tmp_path, name, harm):
         World.load(tmp_path / "w")
 
 
+def test_a_world_is_saved_over_another(world, tmp_path):
+    for note in (1, 2):
+        world.save(tmp_path / "w", {"note": note})
+    assert json.loads((tmp_path / "w" / "world.json").read_text())["note"] == 2
+    assert sorted(contents(tmp_path)) == sorted(f"w/{name}" for name in FILES)
+
+
 def test_weights_of_another_network_are_counted(world, tmp_path):
     world.save(tmp_path / "w")
     path = tmp_path / "w" / "model.safetensors"

@@ -172,13 +172,13 @@ def _again(options: Options, path: Path) -> tuple[World, Path, Take, Look]:
     world = World.load(home)
     if take.weights(home) != made_by["weights"]:
         raise ValueError(f"{home} is not the world that made {path}: its weights differ; give the right one by --world")
-    files = look.pop("files")
+    names = look.pop("files")
     try:
         before = parse(Look, {"kind": "Look"} | look)
-        media.check(Path(files[0]), fps=before.fps, scale=before.scale)
+        media.check(Path(names[0]), fps=before.fps, scale=before.scale)
     except (TypeError, ValueError) as damage:
         raise ValueError(f"{path} says nothing sensible of how the clip looked ({damage})") from damage
-    return world, home, wanted, _look(options, replace(before, suffix=Path(files[0]).suffix))
+    return world, home, wanted, _look(options, replace(before, suffix=Path(names[0]).suffix))
 
 
 def _home(options: Options) -> Path:

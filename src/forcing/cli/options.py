@@ -40,6 +40,7 @@ def _mistakes_in_a_line(command: str) -> Iterator[None]:
     try:
         with redirect_stderr(said):
             yield
+        sys.stderr.write(said.getvalue())
     except SystemExit as leaving:
         if leaving.code:
             sys.stderr.write(f"error: {_in_a_line(said.getvalue(), command)}\n")
@@ -50,8 +51,10 @@ def _in_a_line(box: str, command: str) -> str:
     # The parser draws a box of many lines: a title, what is wrong, a rule, hints. Without Unicode it has no sides.
     inside = [line.strip(" │|") for line in box.splitlines()[1:]]
     ruled = [not line.strip("+-─╰╯") for line in inside]
+    if all(ruled):  # drawn in a way that we do not know: better as it is than lost
+        return box
     first = ruled.index(False)
-    wrong = " ".join(inside[first : ruled.index(True, first)]).rstrip(".")
+    wrong = " ".join(inside[first : [*ruled, True].index(True, first)]).rstrip(".")
     near = [option.split()[0] for line, option in pairwise(inside) if line == _NEAR]
     hint = f"did you mean {near[0]}?" if near else f"see forcing {command} --help"
     return f"{wrong[0].lower()}{wrong[1:]}; {hint}"

@@ -41,6 +41,7 @@ def save(state: State, recipe: Recipe, folder: Path, keep: int) -> Path:
         save_file(_weights(state), draft / "models.safetensors")
         save_file(tensors, draft / "optimizers.safetensors")
         files.write_json(draft / "state.json", document)
+        files.remove(path)
     for old in _all(folder)[:-keep]:
         shutil.rmtree(old)
     return path
