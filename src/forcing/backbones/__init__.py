@@ -1,5 +1,7 @@
 """Networks that meet the `Backbone` protocol."""
 
-from forcing.backbones.tiny import Tiny
+from forcing.backbones.tiny import Tiny, TinyConfig
+from forcing.backbones.wan import Wan, WanConfig
 
-Network = Tiny  # what a recipe's backbone builds: a union, once there is a second one
+Network = Tiny | Wan  # what a recipe's backbone builds
+NetworkConfig = TinyConfig | WanConfig

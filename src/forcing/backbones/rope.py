@@ -10,12 +10,14 @@ def split(dim: int) -> tuple[int, int, int]:
     return dim - 2 * side, side, side
 
 
-def angles(times: Tensor, height: int, width: int, dim: int, base: float) -> Tensor:
-    """Rotation angles [F * height * width, dim / 2] of every token, frames first, float32."""
+def angles(
+    times: Tensor, height: int, width: int, dim: int, base: float, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Rotation angles [F * height * width, dim / 2] of every token, frames first."""
     axes = []
     for positions, size in zip((times, torch.arange(height), torch.arange(width)), split(dim), strict=True):
-        frequency = base ** (-torch.arange(0, size, 2, dtype=torch.float32) / size)
-        axes.append(positions.float()[:, None] * frequency)
+        frequency = base ** (-torch.arange(0, size, 2, dtype=dtype) / size)
+        axes.append(positions.to(dtype)[:, None] * frequency)
     f, h, w = (len(axis) for axis in axes)
     return torch.cat(
         [
