@@ -45,6 +45,17 @@ def grid(steps: int, factor: float) -> Float[Tensor, " n"]:
     return shift(torch.linspace(1, 0, steps + 1), factor)
 
 
+def bell(sigma: Float[Tensor, "..."], factor: float) -> Float[Tensor, "..."]:
+    """Weights that Wan's training loss gives to noise levels: most at 0.5, none at pure noise, 1 on average.
+
+    exp(-2 (sigma - 0.5)^2), less its least value over a grid of 1000 levels shifted by `factor`, over its mean there.
+    """
+    levels = grid(1000, factor)[:-1].to(sigma)
+    weights = torch.exp(-2 * (levels - 0.5).square())
+    least = weights.min()
+    return (torch.exp(-2 * (sigma - 0.5).square()) - least) / (weights - least).mean()
+
+
 def randn(shape: tuple[int, ...], rng: torch.Generator, like: Tensor | None = None) -> Tensor:
     """Standard normal noise from `rng`, placed and typed like `like`."""
     noise = torch.randn(shape, generator=rng, device=rng.device)

@@ -10,9 +10,7 @@ def split(dim: int) -> tuple[int, int, int]:
     return dim - 2 * side, side, side
 
 
-def angles(
-    times: Tensor, height: int, width: int, dim: int, base: float, dtype: torch.dtype = torch.float32
-) -> Tensor:
+def angles(times: Tensor, height: int, width: int, dim: int, base: float, dtype: torch.dtype = torch.float32) -> Tensor:
     """Rotation angles [F * height * width, dim / 2] of every token, frames first."""
     axes = []
     for positions, size in zip((times, torch.arange(height), torch.arange(width)), split(dim), strict=True):

@@ -5,6 +5,7 @@ makes a model causal is the layout that it is called with. Sizes and sub-modules
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +40,7 @@ class WanConfig:
     num_heads: int = 12
     num_layers: int = 30
     in_channels: int = 16
-    patch: tuple[int, int, int] = (1, 2, 2)
+    patch: Sequence[int] = (1, 2, 2)
     checkpoint: bool = False
 
     def __post_init__(self) -> None:
