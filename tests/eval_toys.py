@@ -10,6 +10,7 @@ from forcing.backbones.tiny import TinyConfig
 from forcing.codecs.linear import LinearCodec
 from forcing.data.shards import Recording
 from forcing.eval.measure import Measure
+from forcing.kit import SmallKit
 from forcing.recipes.rooms import recipes
 from forcing.text.names import Names
 from forcing.world import World
@@ -39,4 +40,4 @@ def small_world(recording: Recording, name: str, chunk: int = 1) -> World:
     sizes = {"patch": 4, "dim": 16, "heads": 2, "layers": 1, "text_dim": len(recording.prompts)}
     recipe = replace(recipe, backbone=TinyConfig(codec.config.latents, action_dim=len(recording.actions), **sizes))
     model = shaken(recipe.backbone.build(), len(name)).eval().requires_grad_(False)
-    return World(model, codec, Names(tuple(recording.prompts)), Keys(tuple(recording.actions)), recipe)
+    return World(model, SmallKit(codec, Names(tuple(recording.prompts)), Keys(tuple(recording.actions))), recipe)

@@ -107,7 +107,7 @@ def run(tmp_path_factory) -> Path:
         toy_world(data, name, seed).save(folder / name / "world")
     recipe = replace(shrunk("ar", data, chunk=2), name="pairs")
     model = shaken(recipe.backbone.build(), 7).eval()
-    World(model, data.codec, data.text, data.keys, recipe).save(folder / "pairs" / "world")
+    World(model, data.kit, recipe).save(folder / "pairs" / "world")
     return folder
 
 
@@ -489,7 +489,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(setting, "RECORDS", {"full": SMALL, "demo": replace(SMALL, frames=240)})
     monkeypatch.setattr(setting, "SHIPPED", tmp_path / "shipped")
     for name in ("GAUGE_CLIPS", "LIVE_CLIPS"):
-        monkeypatch.setattr(f"forcing.train.run.{name}", 4)
+        monkeypatch.setattr(f"forcing.train.material.{name}", 4)
 
 
 def stop_at(monkeypatch, name: str, step: int, number: int) -> None:

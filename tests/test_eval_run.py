@@ -42,13 +42,13 @@ def test_one_frame_ahead_is_the_rollout_given_the_truth(recording):
     noise = randn(tuple(clean.shape), torch.Generator().manual_seed(0))
     plan = Plan.ode(2, 3.0)
     model = GivenClean(Guided(world.model, 1.5), clean, 1)
-    made = denoise(model, noise, cond, full(4), plan.rest, torch.Generator(), fresh=False)
+    made = denoise(model, noise, cond, full(4), plan, torch.Generator())
     guided = Guided(world.model, 1.5)
     cache = guided.cache(2, window=12)
     for at in range(3):
         remember(guided, clean[:, at : at + 1], cond.frames(at, at + 1), cache)
     layout = after(cache.past(1), 1)
-    last = denoise(guided, noise[:, 3:], cond.frames(3, 4), layout, plan.rest, torch.Generator(), fresh=False)
+    last = denoise(guided, noise[:, 3:], cond.frames(3, 4), layout, plan, torch.Generator())
     assert torch.allclose(made[:, 3:], last, atol=1e-5)
 
 

@@ -14,7 +14,7 @@ from forcing.recipe import Gate
 from forcing.recipes import rooms
 from forcing.train.gate import judge
 from forcing.train.log import read
-from forcing.train.run import material
+from forcing.train.material import recorded
 
 RECORDED = Record(ROOMS, frames=12_000, seed=11, episode=80)
 STEPS = {"ar": 60, "cd": 60, "dmd-2step": 30}
@@ -40,7 +40,7 @@ def test_a_two_step_student_is_distilled(tmp_path):
     student, teacher = worlds["dmd-2step"], worlds["ar"]
     assert len(student.recipe.sampling.plan.rest) == 2
 
-    seen = judge(student, teacher, material(data, student.codec, rooms.FRAMES))
+    seen = judge(student, teacher, recorded(data, student.codec, rooms.FRAMES))
     assert seen.control > 1.5, seen  # 1 is deaf
     assert seen.control - 1 > 0.5 * (seen.control_before - 1), seen
     assert seen.quality < seen.quality_before, seen  # the teacher cut to the student's own two steps

@@ -27,7 +27,8 @@ from forcing.recipes.rooms import Facts, recipes
 from forcing.rollout import Plan
 from forcing.stages.diffusion import Bidirectional
 from forcing.stages.dmd import DMD
-from forcing.train.run import Material, fit_codec, material, train
+from forcing.train.material import Recorded, fit_codec, recorded
+from forcing.train.run import train
 from forcing.world import World
 
 SIZE = (3, 4, 8)  # of a latent frame of `wild`
@@ -148,11 +149,11 @@ def recording() -> ToyRecording:
     return ToyRecording(Path("toy"), {**facts, "shape": [16, 16, 3]})
 
 
-def toy_material(frames: int = FRAMES) -> Material:
-    return material(recording(), fit_codec(recording()), frames)
+def toy_material(frames: int = FRAMES) -> Recorded:
+    return recorded(recording(), fit_codec(recording()), frames)
 
 
-def shrunk(name: str, data: Material, chunk: int = 1, **changes) -> Recipe:
+def shrunk(name: str, data: Recorded, chunk: int = 1, **changes) -> Recipe:
     """The recipe `name`, small enough to train in a second."""
     facts = Facts(data.codec.config.latents, len(PROMPTS), len(KEYS))
     recipe = recipes(facts, chunk=chunk)[name]
@@ -166,14 +167,14 @@ def shrunk(name: str, data: Material, chunk: int = 1, **changes) -> Recipe:
     return replace(recipe, backbone=TinyConfig(facts.latents, **small), sampling=sampling, **{**sizes, **changes})
 
 
-def toy_world(data: Material, name: str = "base", seed: int = 0) -> World:
+def toy_world(data: Recorded, name: str = "base", seed: int = 0) -> World:
     """An untrained world with random weights."""
     recipe = shrunk(name, data)
     model = shaken(recipe.backbone.build(), seed).eval().requires_grad_(False)
-    return World(model, data.codec, data.text, data.keys, recipe)
+    return World(model, data.kit, recipe)
 
 
-def starts(data: Material) -> MappingProxyType[str, World]:
+def starts(data: Recorded) -> MappingProxyType[str, World]:
     """Something to start every recipe from."""
     return MappingProxyType({name: toy_world(data, name, seed) for seed, name in enumerate(("base", "ar", "cd"))})
 

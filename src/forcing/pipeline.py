@@ -13,7 +13,8 @@ from forcing.codecs.linear import LinearCodec
 from forcing.data.shards import Recording
 from forcing.recipe import Recipe, differences
 from forcing.train.gate import Verdict, check, judge
-from forcing.train.run import Material, material, train
+from forcing.train.material import Recorded, recorded
+from forcing.train.run import train
 from forcing.world import World
 
 
@@ -31,12 +32,12 @@ class Pipeline:
         """Train or skip `names`, in order, on `recording`. Raises GateClosed or Interrupted."""
 
         @lru_cache(maxsize=1)
-        def data() -> Material:  # encoding a recording takes a while, and a finished run needs none of it
-            return material(recording, self.codec, self.recipes[names[0]].frames)
+        def data() -> Recorded:  # encoding a recording takes a while, and a finished run needs none of it
+            return recorded(recording, self.codec, self.recipes[names[0]].frames)
 
         return {name: self.finished(name, data) or self.train(name, data()) for name in names}
 
-    def train(self, name: str, data: Material) -> World:
+    def train(self, name: str, data: Recorded) -> World:
         """One recipe, whose starts must be finished or shipped."""
         recipe, home = self.recipes[name], self.folder / name
         (home / "gate.json").unlink(missing_ok=True)
@@ -44,7 +45,7 @@ class Pipeline:
         self._pass_gate(world, lambda: data)
         return world
 
-    def finished(self, name: str, data: Callable[[], Material]) -> World | None:
+    def finished(self, name: str, data: Callable[[], Recorded]) -> World | None:
         """The product of `name` if this run has it, made by this recipe from these starts, or if it is shipped."""
         path = self.folder / name / "world"
         if not path.exists():
@@ -84,7 +85,7 @@ class Pipeline:
             start: self.need(start) for start in sorted({r.start for r in self.recipes[name].roles.values() if r.start})
         }
 
-    def _pass_gate(self, world: World, data: Callable[[], Material]) -> None:
+    def _pass_gate(self, world: World, data: Callable[[], Recorded]) -> None:
         """Judge a product, once, and check the verdict against the recipe's gate."""
         name, start = world.recipe.name, world.recipe.roles["student"].start
         gate = self.recipes[name].gate

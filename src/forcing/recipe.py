@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from forcing.backbones.tiny import TinyConfig
+from forcing.backbones import NetworkConfig
 from forcing.data.withhold import Withhold
 from forcing.rollout import Plan
 from forcing.stages.consistency import Consistency
 from forcing.stages.diffusion import Bidirectional, DiffusionForcing, TeacherForcing
 from forcing.stages.dmd import DMD
 
+Precision = Literal["float32", "bfloat16"]
 AnyStage = Bidirectional | TeacherForcing | DiffusionForcing | Consistency | DMD
 
 
@@ -113,11 +114,15 @@ class Gate:
 
 @dataclass(frozen=True)
 class Recipe:
-    """`frames`: of a training clip. `clip`: greatest gradient norm. `log`, `save`: steps between the two."""
+    """`frames`: of a training clip. `clip`: greatest gradient norm. `log`, `save`: steps between the two.
+
+    precision: of matrix products in training; weights are float32. pieces: that a batch is computed in, one after
+    another, where the memory does not hold it at once.
+    """
 
     name: str
     stage: AnyStage
-    backbone: TinyConfig
+    backbone: NetworkConfig
     roles: Mapping[str, Role]
     sampling: Sampling
     steps: int
@@ -128,16 +133,22 @@ class Recipe:
     schedule: Schedule = Schedule()
     withhold: Withhold = Withhold()
     gate: Gate = Gate()
+    precision: Precision = "float32"
+    pieces: int = 1
     log: int = 10
     save: int = 100
     keep: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "frames", "log", "save", "keep"):
+        for name in ("steps", "batch", "frames", "pieces", "log", "save", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, got {self.seed}")
+        if self.batch % self.pieces:
+            raise ValueError(f"pieces is {self.pieces}: a batch of {self.batch} does not divide into so many")
+        if self.precision not in typing.get_args(Precision):
+            raise ValueError(f"precision {self.precision!r} is not known; choose 'float32' or 'bfloat16'")
         if not self.clip > 0:
             raise ValueError(f"clip, the greatest gradient norm, must be positive, got {self.clip}")
         self._check_roles()

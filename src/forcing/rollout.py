@@ -1,8 +1,9 @@
 """The only generation loop: training, evaluation, sampling and serving all run it."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Literal
 
 import torch
 
@@ -11,6 +12,7 @@ from forcing.backbone import Backbone
 from forcing.cond import Cond
 from forcing.layout import Cache, Layout, after
 from forcing.shapes import Latents
+from forcing.unipc import UniPC
 
 
 @dataclass(frozen=True)
@@ -19,12 +21,13 @@ class Plan:
 
     rest: levels of every chunk. first: levels of a chunk that nothing precedes, if they differ (one- and two-step
     students need more there). fresh: renoise with new noise after each prediction (consistency sampling); otherwise
-    move along the ODE (Euler).
+    move along the ODE by `solver`.
     """
 
     rest: tuple[float, ...]
     first: tuple[float, ...] | None = None
     fresh: bool = True
+    solver: Literal["euler", "unipc"] = "euler"
 
     def __post_init__(self) -> None:
         for levels in (self.rest, self.first):
@@ -33,6 +36,8 @@ class Plan:
             ordered = all(a > b for a, b in pairwise(levels))
             if not levels or not ordered or levels[0] != 1 or levels[-1] <= 0:
                 raise ValueError(f"levels must fall strictly from 1 and stay above 0, got {levels}")
+        if self.solver not in ("euler", "unipc"):
+            raise ValueError(f"solver {self.solver!r} is not known; choose 'euler' or 'unipc'")
 
     def levels(self, *, begins: bool) -> tuple[float, ...]:
         """The levels of a chunk; `begins` says that nothing precedes it."""
@@ -45,12 +50,12 @@ class Plan:
             return levels[: 1 + int(torch.randint(len(levels), (), generator=rng, device=rng.device))]
 
         rest = head(self.rest)
-        return Plan(rest, None if self.first is None else head(self.first), self.fresh)
+        return replace(self, rest=rest, first=None if self.first is None else head(self.first))
 
     @staticmethod
-    def ode(steps: int, shift: float) -> "Plan":
-        """`steps` Euler steps on the shifted grid: how many-step models are sampled."""
-        return Plan(tuple(flow.grid(steps, shift)[:-1].tolist()), fresh=False)
+    def ode(steps: int, shift: float, solver: Literal["euler", "unipc"] = "euler") -> "Plan":
+        """`steps` steps along the ODE on the shifted grid: how many-step models are sampled."""
+        return Plan(tuple(flow.grid(steps, shift)[:-1].tolist()), fresh=False, solver=solver)
 
 
 def rollout(
@@ -72,7 +77,7 @@ def rollout(
     for cond in conds:
         layout = after(cache.past(shape[1]), shape[1])
         levels = plan.levels(begins=cache.end == 0)
-        x0 = denoise(model, flow.randn(shape, rng), cond, layout, levels, rng, fresh=plan.fresh)
+        x0 = denoise(model, flow.randn(shape, rng), cond, layout, replace(plan, rest=levels), rng)
         yield x0  # ship the frames first, then settle them into the past
         if detach:
             with torch.no_grad():
@@ -81,29 +86,23 @@ def rollout(
             remember(model, x0, cond, cache)
 
 
-def denoise(
-    model: Backbone,
-    noise: Latents,
-    cond: Cond,
-    layout: Layout,
-    levels: tuple[float, ...],
-    rng: torch.Generator,
-    *,
-    fresh: bool,
-) -> Latents:
-    """Walk one chunk from pure noise through `levels` to clean. Only the last prediction carries a gradient."""
-    x = noise
-    for level, level_next in zip(levels, [*levels[1:], None], strict=True):
+def denoise(model: Backbone, noise: Latents, cond: Cond, layout: Layout, plan: Plan, rng: torch.Generator) -> Latents:
+    """Walk one chunk from pure noise through `plan.rest` to clean. Only the last prediction carries a gradient."""
+    x, levels, unipc = noise, plan.rest, UniPC()
+    for i, level in enumerate(levels):
+        last = i == len(levels) - 1
         sigma = torch.full(x.shape[:2], level, device=x.device)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and level_next is None):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and last):
             v = model(x, sigma, cond, layout)
-            if level_next is None:
+            if last:  # whatever the solver, its step to 0 ends at what is predicted
                 x = flow.to_x0(x, v, sigma)
-            elif fresh:
+            elif plan.fresh:
                 x0 = flow.to_x0(x, v, sigma)
-                x = flow.mix(x0, flow.randn(tuple(x.shape), rng, x), torch.full_like(sigma, level_next))
+                x = flow.mix(x0, flow.randn(tuple(x.shape), rng, x), torch.full_like(sigma, levels[i + 1]))
+            elif plan.solver == "unipc":
+                x = unipc.step(x, v, level, levels[i + 1], len(levels) - i)
             else:
-                x = flow.euler(x, v, sigma, torch.full_like(sigma, level_next))
+                x = flow.euler(x, v, sigma, torch.full_like(sigma, levels[i + 1]))
     return x
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,19 @@ from forcing import files
 from forcing.actions.keys import Keys
 from forcing.backbone import Backbone
 from forcing.backbones import Network
-from forcing.codecs.linear import LinearCodec
+from forcing.backbones.wan import WanConfig
+from forcing.codecs import Codec
 from forcing.cond import Cond
+from forcing.convert import load_wan
 from forcing.guidance import Guided
+from forcing.kit import CODEC, Kit, SmallKit, WanKit
 from forcing.recipe import Recipe, Sampling, dump, parse
 from forcing.rollout import remember, rollout
 from forcing.shapes import Latents
-from forcing.text.names import Names
+from forcing.text import Text
 
 FORMAT = 1
-FILES = ("world.json", "model.safetensors", "codec.safetensors")
+FILES = ("world.json", "model.safetensors", CODEC)  # of a small world; a large one names the folder of its codec
 
 
 @dataclass
@@ -32,18 +35,33 @@ class World:
     """`recipe`: what made the model, with how it is sampled. `causal`: it generates chunk by chunk."""
 
     model: Network
-    codec: LinearCodec
-    text: Names
-    keys: Keys
+    kit: Kit
     recipe: Recipe
     starts: Mapping[str, str] = field(default_factory=dict)  # recipe name -> digest of the world it started from
+
+    @property
+    def codec(self) -> Codec:
+        return self.kit.codec
+
+    @property
+    def text(self) -> Text:
+        return self.kit.text
+
+    @property
+    def keys(self) -> Keys:
+        return self.kit.keys
+
+    @property
+    def latents(self) -> tuple[int, int, int]:
+        """(channels, height, width) of a latent frame of the size that the world was made for."""
+        return self.codec.size(*self.kit.frame)
 
     @property
     def digest(self) -> str:
         """Identifies the weights, whatever precision they were stored in up to half."""
         mark = hashlib.sha256()
         for name, value in sorted(self.model.state_dict().items()):
-            mark.update(name.encode() + value.to(torch.float16).contiguous().numpy().tobytes())
+            mark.update(name.encode() + value.to("cpu", torch.float16).contiguous().numpy().tobytes())
         return mark.hexdigest()
 
     @property
@@ -53,8 +71,9 @@ class World:
     def save(self, path: Path, extra: dict[str, Any] | None = None, dtype: torch.dtype | None = None) -> None:
         """Write the folder `path`, whole or not at all. `dtype`: store the weights so (they load as float32)."""
         weights = {name: value.to(dtype or value.dtype).contiguous() for name, value in self.model.state_dict().items()}
-        document = {"format": FORMAT, "prompts": list(self.text.prompts), "keys": list(self.keys.names)}
-        document |= {
+        document = {
+            "format": FORMAT,
+            **self.kit.document(),
             "recipe": dump(self.recipe),
             **({"starts": dict(self.starts)} if self.starts else {}),
             **(extra or {}),
@@ -62,46 +81,53 @@ class World:
         with files.whole(path) as draft:
             draft.mkdir()
             save_file(weights, draft / "model.safetensors")
-            self.codec.save(draft / "codec.safetensors")
+            self.kit.save(draft)
             files.write_json(draft / "world.json", document)
             files.remove(path)
 
     @staticmethod
-    def load(path: Path) -> "World":
-        """The world in folder `path`, ready to generate. ValueError names what is missing or damaged."""
-        missing = [name for name in FILES if not (path / name).is_file()]
+    def load(path: Path, *, device: str = "cpu", dtype: torch.dtype | None = None) -> "World":
+        """The world in folder `path`, ready to generate. ValueError names what is missing or damaged.
+
+        dtype: of the large networks' weights (default: as stored); small worlds compute in float32.
+        """
+        try:
+            document = json.loads((path / "world.json").read_text()) if (path / "world.json").is_file() else {}
+            version, large = document.get("format"), "pipeline" in document
+        except (ValueError, AttributeError) as damage:
+            raise ValueError(f"the world in {path} is damaged: world.json is not readable ({damage})") from damage
+        missing = [name for name in FILES if not (path / name).is_file() and not (large and name == CODEC)]
         if missing:
             raise ValueError(
                 f"{path} is not a world: {', '.join(missing)} missing (a world folder holds {', '.join(FILES)})"
             )
-        try:
-            document = json.loads((path / "world.json").read_text())
-            version = document.get("format")
-        except (ValueError, AttributeError) as damage:
-            raise ValueError(f"the world in {path} is damaged: world.json is not readable ({damage})") from damage
         if version != FORMAT:
             raise ValueError(f"{path} has format {version}, this version reads {FORMAT}")
         try:
-            return _assembled(document, path)
-        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as damage:
+            return _large(document, path, device, dtype) if large else _small(document, path, device)
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as damage:
             raise ValueError(f"the world in {path} is damaged ({type(damage).__name__}: {damage})") from damage
 
     def cond(self, prompts: Sequence[str | None], actions: Sequence[Sequence[str | int]] | None, frames: int) -> Cond:
         """Conditions of `frames` frames for each prompt (None: no prompt).
 
         actions: of each clip, the action that leads to each frame, -1 where none is told; None tells none at all
-        (the free regime).
+        (the free regime). A world without keys is told none.
         """
-        text = torch.zeros(len(prompts), len(self.text.prompts))
-        for i, prompt in enumerate(prompts):
-            if prompt is not None:
-                text[i] = self.text.encode([prompt])[0]
+        static = {"text": self.text.encode(prompts)}
+        if not self.keys.width:
+            return Cond(static)
         if actions is None:
-            return Cond({"text": text}, {"action": torch.zeros(len(prompts), frames, self.keys.width)})
+            return Cond(static, {"action": torch.zeros(len(prompts), frames, self.keys.width)})
         told = torch.stack([self.keys.encode(list(each)) for each in actions])
         if told.shape[:2] != (len(prompts), frames):
             raise ValueError(f"need one action a frame: {len(prompts)} clips of {frames}, got {tuple(told.shape[:2])}")
-        return Cond({"text": text}, {"action": told})
+        return Cond(static, {"action": told})
+
+    def uncond(self, cond: Cond) -> Cond:
+        """The other side of guidance: no action, and whatever the text encoder says when nothing is asked for."""
+        text = cond.static["text"]
+        return replace(cond.blank(), static={"text": self.text.null(len(text)).to(text)})
 
     def stream(
         self,
@@ -111,21 +137,26 @@ class World:
         *,
         sampling: Sampling | None = None,
         start: tuple[Latents, Cond] | None = None,
+        latents: tuple[int, int, int] | None = None,
     ) -> Iterator[Latents]:
         """Chunks of latents, one for each of `conds` (one chunk's conditions each), as they are made.
 
-        start: clean latents [clips, F, C, h, w] to continue (F a multiple of the chunk), and their conditions.
+        start: clean latents [clips, F, C, h, w] to continue, and their conditions. Where F is no multiple of the chunk,
+        the first ones, as an image before a chunk-wise clip, are a shorter chunk of their own.
+        latents: (channels, height, width), where the codec leaves a choice; default: what the world was made for.
+        `rng` is of the device that the model is on; what is yielded is there, too.
         """
         how = sampling or self.recipe.sampling
-        model: Backbone = Guided(self.model, how.guidance)
+        model: Backbone = Guided(self.model, how.guidance, self.uncond)
         cache = model.cache(clips, window=how.window, sink=how.sink)
-        chunks = rollout(model, conds, (clips, how.chunk, *self.codec.config.latents), how.plan, cache, rng)
+        shape = (clips, how.chunk, *(latents or self.latents))
+        placed = (cond.map(lambda value: value.to(rng.device)) for cond in conds)
+        chunks = rollout(model, placed, shape, how.plan, cache, rng)
         with torch.no_grad():  # never around a `yield`: it would leak to the caller between chunks
             if start is not None:
-                latents, told = start
-                frames = latents.shape[1]
-                for piece, at in zip(told.chunks(frames, how.chunk), range(0, frames, how.chunk), strict=True):
-                    remember(model, latents[:, at : at + how.chunk], piece, cache)
+                clean, told = (start[0].to(rng.device), start[1].map(lambda value: value.to(rng.device)))
+                for first, stop in _pieces(clean.shape[1], how.chunk):
+                    remember(model, clean[:, first:stop], told.frames(first, stop), cache)
         while True:
             with torch.no_grad():
                 chunk = next(chunks, None)
@@ -134,7 +165,12 @@ class World:
             yield chunk
 
 
-def _assembled(document: dict[str, Any], path: Path) -> World:
+def _pieces(frames: int, chunk: int) -> list[tuple[int, int]]:
+    stops = list(range(frames % chunk or chunk, frames + 1, chunk))
+    return list(zip([0, *stops], stops, strict=False))
+
+
+def _small(document: dict[str, Any], path: Path, device: str) -> World:
     recipe = parse(Recipe, document["recipe"])
     model = recipe.backbone.build()
     weights = {name: value.float() for name, value in load_file(path / "model.safetensors").items()}
@@ -144,6 +180,15 @@ def _assembled(document: dict[str, Any], path: Path) -> World:
         named = f"{', '.join(odd[:3])}{', ...' if len(odd) > 3 else ''}"
         raise ValueError(f"{len(odd)} weights are missing, too many or of another shape: {named}")
     model.load_state_dict(weights, strict=True)
-    codec = LinearCodec.load(path / "codec.safetensors")
-    text, keys = Names(tuple(document["prompts"])), Keys(tuple(document["keys"]))
-    return World(model.eval().requires_grad_(False), codec, text, keys, recipe, document.get("starts", {}))
+    model = model.to(device).eval().requires_grad_(False)
+    return World(model, SmallKit.load(document, path), recipe, document.get("starts", {}))
+
+
+def _large(document: dict[str, Any], path: Path, device: str, dtype: torch.dtype | None) -> World:
+    recipe = parse(Recipe, document["recipe"])
+    if not isinstance(recipe.backbone, WanConfig):
+        raise TypeError(f"a pipeline belongs to Wan, not to {type(recipe.backbone).__name__}")
+    model = load_wan(path / "model.safetensors", recipe.backbone, device=device, dtype=dtype)
+    height, width = document["frame"]
+    kit = WanKit(Path(document["pipeline"]), (height, width), recipe.backbone.text_len, device, dtype)
+    return World(model, kit, recipe, document.get("starts", {}))

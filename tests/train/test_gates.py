@@ -30,7 +30,8 @@ from forcing.recipe import Gate
 from forcing.train import gate as gates
 from forcing.train.gate import GateClosed, Verdict, check, judge
 from forcing.train.gauge import controllability
-from forcing.train.run import Interrupted, gauge, train
+from forcing.train.material import gauge
+from forcing.train.run import Interrupted, train
 from forcing.world import World
 
 GOOD = Verdict(control=3.0, control_before=3.0, quality=1.0, quality_before=1.0)

@@ -77,7 +77,7 @@ class Wan(nn.Module):
         super().__init__()
         self.config = config
         dim = config.dim
-        self.patch_embedding = PatchEmbedding(config.in_channels, dim, config.patch, stride=config.patch)
+        self.patch_embedding = PatchEmbedding(config)
         self.text_embedding = nn.Sequential(
             nn.Linear(config.text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
         )
@@ -124,8 +124,8 @@ class Wan(nn.Module):
     def _told(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """The noise level of each frame, embedded [B, F, dim], and projected for the blocks [B, F, 6, dim]."""
         with torch.autocast(sigma.device.type, enabled=False):
-            first = self.time_embedding[0].weight
-            e = self.time_embedding(_sinusoid(1000 * sigma.double(), self.config.freq_dim).to(first.dtype))
+            kind = self.time_embedding.get_parameter("0.weight").dtype
+            e = self.time_embedding(_sinusoid(1000 * sigma.double(), self.config.freq_dim).to(kind))
             return _precise(e), _precise(self.time_projection(e)).unflatten(-1, (6, -1))
 
     def _text(self, cond: Cond, batch: int) -> Tensor:
@@ -138,7 +138,7 @@ class Wan(nn.Module):
                 f"{self.config.text_dim}]"
             )
         padded = F.pad(text, (0, 0, 0, most - text.shape[1]))
-        return self.text_embedding(padded.to(self.text_embedding[0].weight.dtype))
+        return self.text_embedding(padded.to(self.text_embedding.get_parameter("0.weight").dtype))
 
     @torch.no_grad()
     def _initialise(self) -> None:
@@ -155,6 +155,10 @@ class Wan(nn.Module):
 
 class PatchEmbedding(nn.Conv3d):
     """A convolution whose patches do not overlap, as the matrix product that it is: [B, F, C, H, W] -> [B, F, N, D]."""
+
+    def __init__(self, config: WanConfig) -> None:
+        _, p, q = config.patch
+        super().__init__(config.in_channels, config.dim, (1, p, q), stride=(1, p, q))
 
     def forward(self, input: Tensor) -> Tensor:
         _, p, q = self.kernel_size

@@ -30,6 +30,9 @@ COMMANDS = {
     "generate": "make clips from prompts and keys, as MP4, GIF or PNG sheet",
     "eval": "measure every stage against the world itself",
     "report": "one HTML page: table, curves, clips of every stage",
+    "encode": "a folder of videos with captions into latents to train Wan on",
+    "convert": "weights of Wan between the names that people use",
+    "fixture": "a complete tiny Wan with tiny videos, to try every command on in seconds",
     "recipes": "the runs we know, and their settings as JSON",
 }
 DONE, FAILED, WRONG, STOPPED = 0, 1, 2, 130

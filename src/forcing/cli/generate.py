@@ -22,6 +22,7 @@ from forcing.cli.options import read, shown
 from forcing.cli.setting import known, shipped, shipped_base
 from forcing.cli.take import Take
 from forcing.envs.gym import ROOMS
+from forcing.kit import SmallKit
 from forcing.recipe import Recipe, Sampling, parse
 from forcing.recipes import rooms
 from forcing.rollout import Plan
@@ -73,6 +74,10 @@ class Look:
 
 def run(args: Sequence[str], console: Console) -> int:
     """Generate, and say where the clips are."""
+    from forcing.cli import film
+
+    if film.asked(args):
+        return film.run(args, console)
     options = read(Options, args, "generate")
     if options.again is not None:
         world, home, wanted, look = _again(options, options.again)
@@ -105,7 +110,7 @@ def _take(options: Options, world: World, home: Path) -> Take:
         )
     how = _sampling(world, home, options.steps)
     start = tuple(take.pack(take.first_frame(path, world.codec.config.frame)) for path in options.start)
-    prompts = tuple(prompt or None for prompt in options.prompt or world.text.prompts[:1])
+    prompts = tuple(prompt or None for prompt in options.prompt or _kit(world, home).text.prompts[:1])
     blind = max(1, len(start))  # nothing is known of the keys that led to these
     pressed = script.read(options.actions, world.keys) if options.actions is not None else None
     frames = options.frames
@@ -119,6 +124,12 @@ def _take(options: Options, world: World, home: Path) -> Take:
         actions = tuple((-1,) * blind + walk for walk in walks)
     switches = tuple((frame, prompt or None) for frame, prompt in options.at)
     return Take(prompts, frames, options.seed, how, switches, actions, start)
+
+
+def _kit(world: World, home: Path) -> SmallKit:
+    if not isinstance(world.kit, SmallKit):
+        raise ValueError(f"{home} is a world of Wan's: forcing generate --model {home}")  # noqa: TRY004 (the user's)
+    return world.kit
 
 
 def _frames(world: World, wanted: int, chunk: int) -> int:

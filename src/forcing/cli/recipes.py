@@ -13,7 +13,7 @@ from rich.table import Table
 
 from forcing.cli.options import read, shown
 from forcing.recipe import Recipe, dump
-from forcing.recipes import find, rooms
+from forcing.recipes import find, rooms, wan
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Options:
 def run(args: Sequence[str], console: Console) -> int:
     """A table of all, or the JSON of one."""
     options = read(Options, args, "recipes")
-    recipes = rooms.recipes(None, options.scale, options.chunk)
+    recipes = rooms.recipes(None, options.scale, options.chunk) | wan.recipes(None, options.chunk)
     if options.name is not None:
         console.print(json.dumps(dump(find(recipes, options.name)), indent=1))
         return 0

@@ -16,10 +16,11 @@ from forcing.cli.record import kept, lacks
 from forcing.codecs.linear import LinearCodec
 from forcing.data.shards import MANIFEST, Recording
 from forcing.envs.gym import ROOMS, Record
+from forcing.kit import SmallKit
 from forcing.pipeline import Pipeline
 from forcing.recipe import Recipe
 from forcing.recipes import rooms
-from forcing.train.run import fit_codec
+from forcing.train.material import fit_codec
 from forcing.world import World
 
 SETTING = "run.json"
@@ -158,5 +159,7 @@ def facts(data: Recording, codec: LinearCodec) -> rooms.Facts:
 def _codec(run: Path, base: dict[str, Path], data: Recording) -> LinearCodec:
     for path in (run / "base" / "world", base.get("base")):
         if path is not None and path.exists():
-            return World.load(path).codec
+            kit = World.load(path).kit
+            if isinstance(kit, SmallKit):
+                return kit.codec
     return fit_codec(data)

@@ -13,7 +13,7 @@ from rich.console import Console
 from forcing.cli import setting
 from forcing.cli.options import HELP, read, read_known, shown
 from forcing.recipe import Recipe
-from forcing.recipes import find, rooms
+from forcing.recipes import find, rooms, wan
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,10 @@ def run(args: Sequence[str], console: Console) -> int:
     name, rest = args[0], args[1:]
     if name.startswith("-"):
         raise ValueError(f"the recipe comes first: forcing train NAME {' '.join(args)}; there are {_names()}")
+    if name.startswith("wan"):
+        from forcing.cli import distil
+
+        return distil.run(args, console)
     find(rooms.recipes(), name)
     where, changes = read_known(Where, [arg for arg in rest if arg not in HELP], f"train {name}")
     if HELP.intersection(rest):
@@ -75,4 +79,4 @@ def _help(name: str, asked: setting.Setting) -> int:
 
 
 def _names() -> str:
-    return ", ".join(rooms.recipes())
+    return ", ".join([*rooms.recipes(), *wan.recipes()])

@@ -12,8 +12,23 @@ Pixels = np.ndarray  # uint8 [..., F, H, W, 3]
 
 @runtime_checkable
 class Codec(Protocol):
-    """`encode`: clips [B, F, H, W, 3] uint8 -> latents. `decoder`: a function of one stream, chunk by chunk."""
+    """Clips [B, F, H, W, 3] uint8 to latents and back. The first latent covers one frame, whatever the stride."""
+
+    @property
+    def stride(self) -> tuple[int, int, int]:
+        """Frames, height and width in pixels that a latent covers."""
+        ...
+
+    def size(self, height: int, width: int) -> tuple[int, int, int]:
+        """(channels, height, width) of a latent frame of such pixels. ValueError, with what would do, if none is."""
+        ...
 
     def encode(self, video: Pixels) -> Latents: ...
 
-    def decoder(self) -> Callable[[Latents], Pixels]: ...
+    def decode(self, latents: Latents) -> Pixels:
+        """A whole clip."""
+        ...
+
+    def decoder(self) -> Callable[[Latents], Pixels]:
+        """A function of one stream, chunk by chunk."""
+        ...

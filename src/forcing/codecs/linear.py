@@ -58,6 +58,19 @@ class LinearCodec:
         config = LinearConfig(config.frame, tile, keep, multiple)
         return LinearCodec(config, mean.float(), axes.float().contiguous(), float(spread))
 
+    @property
+    def stride(self) -> tuple[int, int, int]:
+        """Frames, height and width in pixels that a latent covers."""
+        return 1, self.config.tile, self.config.tile
+
+    def size(self, height: int, width: int) -> tuple[int, int, int]:
+        """(channels, height, width) of a latent frame. ValueError for any size but the one it was fitted to."""
+        if (height, width) != self.config.frame:
+            raise ValueError(
+                f"frames are {height} x {width} pixels; this codec takes {' x '.join(map(str, self.config.frame))}"
+            )
+        return self.config.latents
+
     def encode(self, video: Pixels) -> Latents:
         """uint8 [B, F, H, W, 3] -> float32 [B, F, C, h, w]. Values are of order 1."""
         if tuple(video.shape[-3:]) != (*self.config.frame, 3):

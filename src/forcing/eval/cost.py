@@ -49,9 +49,9 @@ def cost(world: World, row: Candidate, frames: int) -> Cost:
     """
     how, counted = row.sampling, Counted(world.model)
     model = Guided(counted, how.guidance)
-    shape = (1, how.chunk, *world.codec.config.latents)
+    shape = (1, how.chunk, *world.latents)
     rng = seeded(0, "eval", "cost")
-    cond = world.cond([world.text.prompts[0]], None, how.chunk)
+    cond = world.cond([None], None, how.chunk)
     cache = model.cache(1, window=how.window, sink=how.sink)
     if row.causal:
         for _ in range(-(-how.window // how.chunk)):

@@ -126,7 +126,7 @@ class Player:
         cond = self.world.cond(footage.prompts, footage.led.tolist(), clean.shape[1])
         model = GivenClean(Guided(self.world.model, how.guidance), clean, how.chunk)
         noise = flow.randn(tuple(clean.shape), rng)
-        made = denoise(model, noise, cond, full(clean.shape[1]), how.plan.rest, rng, fresh=how.plan.fresh)
+        made = denoise(model, noise, cond, full(clean.shape[1]), how.plan, rng)
         guided = 1 if how.guidance == 1 else 2
         self.tick(len(footage) * 2 * clean.shape[1] * len(how.plan.rest) * guided)
         return self.world.codec.decode(made)

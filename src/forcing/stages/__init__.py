@@ -24,6 +24,10 @@ class Batch:
     cond: Cond
     uncond: Cond
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """`function` applied to every tensor."""
+        return Batch(function(self.latents), self.cond.map(function), self.uncond.map(function))
+
 
 class Loss(NamedTuple):
     """A scalar to descend, and scalars to log."""

@@ -7,7 +7,7 @@ before it. `DiffusionForcing` is the baseline that sees noisy ones.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import torch
 
@@ -18,16 +18,22 @@ from forcing.layout import causal, full, teacher_forced
 from forcing.shapes import Latents, Sigma
 from forcing.stages import Batch, Loss, Models, Update
 
+Weight = Literal["flat", "bell"]
+
 
 @dataclass(frozen=True)
 class Bidirectional:
-    """Stage 0: all frames denoised together, one noise level a clip. `shift`: of the uniform training levels."""
+    """Stage 0: all frames denoised together, one noise level a clip. `shift`: of the uniform training levels.
+
+    weight: of noise levels in the loss, flat or Wan's bell (`flow.bell`).
+    """
 
     shift: float = 5.0
+    weight: Weight = "flat"
     roles: ClassVar[Sequence[str]] = ("student",)
 
     def __post_init__(self) -> None:
-        check(shift=self.shift)
+        check(shift=self.shift, weight=self.weight)
 
     def updates(self) -> Sequence[Update]:
         return [Update("student", (self.loss,))]
@@ -36,7 +42,8 @@ class Bidirectional:
         frames = batch.latents.shape[1]
         sigma = uniform(len(batch.latents), 1, self.shift, rng).expand(-1, frames)
         x, target = noised(batch.latents, sigma, rng)
-        return Loss((models["student"](x, sigma, batch.cond, full(frames)) - target).square().mean(), {})
+        v = models["student"](x, sigma, batch.cond, full(frames))
+        return Loss(weighted(v, target, sigma, self.weight, self.shift), {})
 
 
 @dataclass(frozen=True)
@@ -45,10 +52,11 @@ class TeacherForcing:
 
     chunk: int = 1
     shift: float = 5.0
+    weight: Weight = "flat"
     roles: ClassVar[Sequence[str]] = ("student",)
 
     def __post_init__(self) -> None:
-        check(chunk=self.chunk, shift=self.shift)
+        check(chunk=self.chunk, shift=self.shift, weight=self.weight)
 
     def updates(self) -> Sequence[Update]:
         return [Update("student", (self.loss,))]
@@ -57,7 +65,7 @@ class TeacherForcing:
         sigma = chunkwise(batch.latents, self.chunk, self.shift, rng)
         x, target = noised(batch.latents, sigma, rng)
         v = given_clean(models["student"], x, sigma, batch.latents, batch.cond, self.chunk)
-        return Loss((v - target).square().mean(), {})
+        return Loss(weighted(v, target, sigma, self.weight, self.shift), {})
 
 
 @dataclass(frozen=True)
@@ -66,10 +74,11 @@ class DiffusionForcing:
 
     chunk: int = 1
     shift: float = 5.0
+    weight: Weight = "flat"
     roles: ClassVar[Sequence[str]] = ("student",)
 
     def __post_init__(self) -> None:
-        check(chunk=self.chunk, shift=self.shift)
+        check(chunk=self.chunk, shift=self.shift, weight=self.weight)
 
     def updates(self) -> Sequence[Update]:
         return [Update("student", (self.loss,))]
@@ -78,15 +87,23 @@ class DiffusionForcing:
         sigma = chunkwise(batch.latents, self.chunk, self.shift, rng)
         x, target = noised(batch.latents, sigma, rng)
         v = models["student"](x, sigma, batch.cond, causal(batch.latents.shape[1], self.chunk))
-        return Loss((v - target).square().mean(), {})
+        return Loss(weighted(v, target, sigma, self.weight, self.shift), {})
 
 
-def check(*, chunk: int = 1, shift: float = 1.0) -> None:
-    """ValueError for a chunk or a shift that no stage can train with."""
+def check(*, chunk: int = 1, shift: float = 1.0, weight: str = "flat") -> None:
+    """ValueError for a chunk, a shift or a weight that no stage can train with."""
+    if weight not in get_args(Weight):
+        raise ValueError(f"weight {weight!r} is not known; choose from {', '.join(get_args(Weight))}")
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1 frame, got {chunk}")
     if not 0 < shift < math.inf:
         raise ValueError(f"shift must be a positive number (1 changes nothing), got {shift}")
+
+
+def weighted(v: Latents, target: Latents, sigma: Sigma, weight: Weight, shift: float) -> torch.Tensor:
+    """The squared error of a velocity; each frame's counts by its noise level."""
+    gap = (v - target).square()
+    return gap.mean() if weight == "flat" else (gap.mean((2, 3, 4)) * flow.bell(sigma, shift)).mean()
 
 
 def given_clean(model: Backbone, x: Latents, sigma: Sigma, clean: Latents, cond: Cond, chunk: int) -> Latents:

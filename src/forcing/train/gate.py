@@ -9,7 +9,7 @@ from forcing.data.order import seeded
 from forcing.eval.distribution import Features, frechet
 from forcing.recipe import Gate, Sampling
 from forcing.train.gauge import level
-from forcing.train.run import Material, gauge
+from forcing.train.material import Recorded, gauge
 from forcing.world import World
 
 CLIPS = 128
@@ -33,7 +33,7 @@ class Verdict:
         return asdict(self)
 
 
-def judge(world: World, before: World, data: Material) -> Verdict:
+def judge(world: World, before: World, data: Recorded) -> Verdict:
     """Controllability gauge, and frame-pair Frechet distance of clips begun from nothing with no actions told.
 
     A causal `before` is sampled with the plan of `world`: a few-step student must beat what it started from at its
@@ -70,7 +70,7 @@ def _brief(how: Sampling) -> Sampling:
     return replace(how, plan=replace(how.plan, rest=levels[:: max(1, len(levels) // BRIEF)]))
 
 
-def _distance(world: World, how: Sampling, data: Material) -> float:
+def _distance(world: World, how: Sampling, data: Recorded) -> float:
     frames = data.heldout.frames
     which = torch.randint(len(data.heldout), (2 * CLIPS,), generator=seeded(0, "gate")).numpy()
     latents, cond = data.heldout.cut(which)

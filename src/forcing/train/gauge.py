@@ -21,7 +21,6 @@ def level(stage: Stage) -> float:
     return FEW_STEPS if isinstance(stage, Consistency | DMD) else MANY_STEPS
 
 
-@torch.no_grad()
 def controllability(
     model: Backbone, latents: Latents, cond: Cond, chunk: int | None, at: float, rng: torch.Generator
 ) -> dict[str, float]:
@@ -31,17 +30,23 @@ def controllability(
     is given the clean past; None: bidirectional. at: the noise level. The first frame has no action and does not count.
     """
     eps = flow.randn(tuple(latents.shape), rng, latents)
-    sigma = torch.full(latents.shape[:2], at)
-    x = flow.mix(latents, eps, sigma)
     order = torch.randperm(len(latents), generator=rng)
     other = Cond(cond.static, {name: value[order] for name, value in cond.per_frame.items()})
+    true = _error(model, latents, cond, chunk, at, eps)
+    return {"control": _error(model, latents, other, chunk, at, eps) / max(true, 1e-12), "error": true}
 
-    def error(told: Cond) -> float:
-        if chunk is None:
-            v = model(x, sigma, told, full(latents.shape[1]))
-        else:
-            v = given_clean(model, x, sigma, latents, told, chunk)
-        return (flow.to_x0(x, v, sigma) - latents)[:, 1:].square().mean().item()
 
-    true = error(cond)
-    return {"control": error(other) / max(true, 1e-12), "error": true}
+def error(model: Backbone, latents: Latents, cond: Cond, chunk: int | None, at: float, rng: torch.Generator) -> float:
+    """The squared error alone, for models that are told no actions."""
+    return _error(model, latents, cond, chunk, at, flow.randn(tuple(latents.shape), rng, latents))
+
+
+@torch.no_grad()
+def _error(model: Backbone, latents: Latents, cond: Cond, chunk: int | None, at: float, eps: Latents) -> float:
+    sigma = torch.full(latents.shape[:2], at, device=latents.device)
+    x = flow.mix(latents, eps, sigma)
+    if chunk is None:
+        v = model(x, sigma, cond, full(latents.shape[1]))
+    else:
+        v = given_clean(model, x, sigma, latents, cond, chunk)
+    return (flow.to_x0(x, v, sigma) - latents)[:, 1:].square().mean().item()
