@@ -141,7 +141,9 @@ def test_the_average_goes_before_the_student_and_any_part_can_be_named(tmp_path)
         right(load_wan(tmp_path / "w.pt"), HEADS)
     torch.save({**dict.fromkeys(order, wrong), "critic": own}, tmp_path / "w.pt")
     right(load_wan(tmp_path / "w.pt", weights="critic"), HEADS)
-    with pytest.raises(ValueError, match=r"w\.pt has no weights 'student'; it has generator_ema, generator, model, "):
+    with pytest.raises(
+        ValueError, match=r"w\.pt has no weights 'student'; it has 'generator_ema', 'generator', 'model', "
+    ):
         load_wan(tmp_path / "w.pt", weights="student")
 
 
@@ -181,8 +183,8 @@ def test_a_world_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("backbone", "says"),
     [
-        (BACKBONE | {"kind": "TinyConfig"}, "a world of TinyConfig"),
-        (BACKBONE | {"colour": 3}, "has no colour"),
+        (BACKBONE | {"kind": "TinyConfig"}, "a world of 'TinyConfig'"),
+        (BACKBONE | {"colour": 3}, "has no 'colour'"),
         (BACKBONE | {"dim": "16"}, "dim is '16'"),
         (BACKBONE | {"patch": [1, 2]}, "patch must be"),
         (BACKBONE | {"patch": 2}, "patch is 2, which is no whole numbers"),
@@ -354,6 +356,13 @@ def test_two_names_of_one_tensor_are_named(folder, tmp_path):
         load_wan(path)
 
 
+@pytest.mark.parametrize("form", ["safetensors", "pt"])
+def test_a_name_that_cannot_be_shown_is_refused(form, folder, tmp_path):
+    path = harmed(folder, tmp_path, lambda values: values.update({"a\n\x1b[31m": torch.zeros(1)}), form)
+    with pytest.raises(ValueError, match=rf"{form} is damaged: 'a\\n\\x1b\[31m' is no name of a tensor$"):
+        load_wan(path)
+
+
 NAMES = sorted(tensors())
 
 
@@ -436,11 +445,14 @@ def test_code_is_not_run(old, tmp_path, monkeypatch):
         ([torch.zeros(2)], "it is a list, not named tensors"),
         (torch.zeros(2), "it is a Tensor, not named tensors"),
         ({"model": [1]}, "'model' is a list, not named tensors"),
-        ({"model": {"a": 3}}, "'a' is a int, not a named tensor; it has a$"),
+        ({"model": {"a": 3}}, "'a' is a int, not a named tensor$"),
         ({"model": {3: torch.zeros(2)}}, "3 is a Tensor, not a named tensor"),
-        ({"state": {"a": torch.zeros(1)}, "step": 1}, "'state' is a dict, not a named tensor; it has state, step$"),
-        ({"a": torch.eye(3).to_sparse()}, "a is a sparse or an empty tensor"),
-        ({"a": torch.zeros(3, device="meta")}, "a is a sparse or an empty tensor"),
+        (
+            {"state": {"a": torch.zeros(1)}, "step": 1},
+            "'state' is a dict, not a named tensor; it has 'state', 'step': weights can name one$",
+        ),
+        ({"a": torch.eye(3).to_sparse()}, "'a' is a sparse or an empty tensor"),
+        ({"a": torch.zeros(3, device="meta")}, "'a' is a sparse or an empty tensor"),
         ({}, "is not a Wan transformer"),
     ],
 )
@@ -502,16 +514,18 @@ def broken_index(sharded, tmp_path, change):
         (lambda told: told["weight_map"].update({"proj_out.bias": 3}), "is damaged: it has no weight_map"),
         (
             lambda told: told["weight_map"].update({"proj_out.bias": "gone.safetensors"}),
-            r"names gone\.safetensors, and 1 such",
+            r"names 'gone\.safetensors', and 1 such",
         ),
-        (lambda told: told["weight_map"].pop("proj_out.bias"), r"differ in 1 tensors, such as proj_out\.bias in"),
+        (lambda told: told["weight_map"].update({"proj_out.bias": ""}), r"names '', and 1 such"),
+        (lambda told: told["weight_map"].update({"proj_out.bias": ".."}), r"names '\.\.', and 1 such"),
+        (lambda told: told["weight_map"].pop("proj_out.bias"), r"differ in 1 tensors, such as 'proj_out\.bias' in"),
         (
             lambda told: told["weight_map"].update({"more": told["weight_map"]["proj_out.bias"]}),
-            "differ in 1 tensors, such as more in",
+            "differ in 1 tensors, such as 'more' in",
         ),
         (
             lambda told: told["weight_map"].update({"proj_out.bias": told["weight_map"]["patch_embedding.bias"]}),
-            r"differ in 2 tensors, such as proj_out\.bias in",
+            r"differ in 2 tensors, such as 'proj_out\.bias' in",
         ),
     ],
 )
@@ -535,7 +549,7 @@ def test_a_shard_that_is_not_there_or_damaged_is_named(sharded, tmp_path):
     with pytest.raises(ValueError, match=f"^{re.escape(str(shard))} is damaged"):
         load_wan(tmp_path / "w")
     shard.unlink()
-    with pytest.raises(ValueError, match=rf"index\.json names {shard.name}, and 1 such files are not there"):
+    with pytest.raises(ValueError, match=rf"index\.json names '{shard.name}', and 1 such files are not there"):
         load_wan(tmp_path / "w")
 
 

@@ -4,44 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 
 from forcing.actions.keys import Keys
-from forcing.codecs import Codec
 from forcing.codecs.linear import LinearCodec
 from forcing.codecs.wan_vae import WanVAE
-from forcing.text import Text
 from forcing.text.names import Names
 from forcing.text.umt5 import NEGATIVE, UMT5
 
 CODEC = "codec.safetensors"
-
-
-@runtime_checkable
-class Kit(Protocol):
-    """`frame`: (height, width) in pixels that the world was made for. `document`, `files`: how a world keeps it."""
-
-    @property
-    def codec(self) -> Codec: ...
-
-    @property
-    def text(self) -> Text: ...
-
-    @property
-    def keys(self) -> Keys: ...
-
-    @property
-    def frame(self) -> tuple[int, int]: ...
-
-    def document(self) -> dict[str, Any]:
-        """What world.json says of it."""
-        ...
-
-    def save(self, folder: Path) -> None:
-        """Write its own files."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -54,12 +27,15 @@ class SmallKit:
 
     @property
     def frame(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
         return self.codec.config.frame
 
     def document(self) -> dict[str, Any]:
+        """What world.json says of it."""
         return {"prompts": list(self.text.prompts), "keys": list(self.keys.names)}
 
     def save(self, folder: Path) -> None:
+        """Write its own files."""
         self.codec.save(folder / CODEC)
 
     @staticmethod
@@ -72,7 +48,8 @@ class SmallKit:
 class WanKit:
     """Wan's VAE and text encoder, in a pipeline's folder that many worlds share; loaded when first asked for.
 
-    pipeline: a folder in diffusers' layout, with vae, text_encoder and tokenizer. text_len: embeddings that the network
+    pipeline: a folder in diffusers' layout, with vae, text_encoder and tokenizer. frame: (height, width) in pixels that
+    the world was made for. text_len: embeddings that the network
     takes. dtype: of both networks. negative: what guidance is led away from.
     """
 
@@ -109,3 +86,6 @@ class WanKit:
     def save(self, folder: Path) -> None:
         """Nothing: it stays where it is."""
         del folder
+
+
+Kit = SmallKit | WanKit

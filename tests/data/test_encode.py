@@ -159,14 +159,12 @@ def test_a_long_gap_is_not_filled(tmp_path):
     assert len(found) == 1
 
 
-def test_a_film_that_ends_before_it_says_is_cut_off(tmp_path):
-    path = record(tmp_path / "v.mp4", film(40), 8, codec="libx264")
-    assert len(list(clips(path, CUT))) == 8
-    data = path.read_bytes()
-    at = data.index(b"mdhd") + 4 + 16  # after version and two times: time scale and duration
-    length = int.from_bytes(data[at : at + 4], "big")
-    path.write_bytes(data[:at] + (2 * length).to_bytes(4, "big") + data[at + 4 :])
-    with pytest.raises(UnusableError, match=r"ends after 5\.00 of \d+\.00 seconds"):
+@pytest.mark.parametrize("name", ["v.mkv", "v.webm"])
+def test_a_film_that_ends_before_it_says_is_cut_off(tmp_path, name):
+    path = record(tmp_path / name, film(80), 8, codec="libvpx-vp9" if name == "v.webm" else "libx264rgb")
+    assert len(list(clips(path, CUT))) == 16
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UnusableError, match=r"ends after \d\.\d\d of 10\.00 seconds"):
         list(clips(path, CUT))
 
 
@@ -222,7 +220,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "noise.mkv": (lambda path: path.write_bytes(np.random.default_rng(0).bytes(5000)), "cannot be read"),
     "text.mp4": (lambda path: path.write_text("not a video\n" * 50), "cannot be read"),
     "picture.mp4": (lambda path: Image.new("RGB", (24, 16)).save(path, "png"), "cannot be read"),
-    "still.gif": (lambda path: Image.new("RGB", (24, 16)).save(path), "frames at 8 fps, and a clip takes 5"),
+    "still.gif": (lambda path: Image.new("RGB", (24, 16)).save(path), "does not tell its frame rate"),
     "sound.avi": (sound, "cannot be read"),
     "slow.mp4": (lambda path: record(path, film(20), 4), "has only 4 fps"),
     "short.mp4": (lambda path: record(path, film(4)), "has 4 frames at 8 fps, and a clip takes 5"),
@@ -427,7 +425,6 @@ class Untouched(Letters):
         ({"size": (0, 24)}, "clips of 5 frames of 24x0"),
         ({"fps": 0.0}, "fps is 0.0: it must be above 0"),
         ({"fps": float("nan")}, "fps is nan"),
-        ({"fit": "stretch"}, "fit is 'stretch': choose crop or pad"),
         ({"stride": 0}, "stride is 0: it must be at least 1"),
         ({"most": -1}, "clips is -1: it must be at least 1"),
         ({"holdout": 0.6}, "holdout is 0.6: it must lie in 0..0.5"),

@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 
 from forcing.cli.bar import Bar
-from forcing.cli.options import read, shown
+from forcing.cli.options import read, shown, size
 from forcing.codecs.wan_vae import WanVAE
 from forcing.data import lmdb
 from forcing.data.encode import Models, Summary, encode
@@ -42,9 +42,7 @@ class Options:
     frames: int = 81  # of a clip: 1 + 4 n
     fps: float = 16.0  # frames a second of a clip; the frames nearest in time are taken
     fit: Literal["crop", "pad"] = "crop"  # another aspect: keep the middle, or add black
-    stride: Annotated[int | None, shown("FRAMES")] = (
-        None  # from one clip's start to the next; default: one after another
-    )
+    stride: Annotated[int | None, shown("FRAMES")] = None  # from one clip's start to the next; default: --frames
     clips: Annotated[int | None, shown("N")] = None  # most clips of one video
     captions: Annotated[Path | None, shown("FILE")] = None  # CSV or JSONL, instead of the one in the source
     holdout: float = 0.02  # share of the videos, or of the prompts, kept for evaluation
@@ -57,7 +55,7 @@ def run(args: Sequence[str], console: Console) -> int:
     """Encode what is not encoded yet; 1 if nothing could be."""
     options = read(Options, args, "encode")
     devices = _devices(options.device, options.workers)
-    cut = Cut(_size(options.size), options.frames, options.fps, options.fit, options.stride, options.clips)
+    cut = Cut(size(options.size), options.frames, options.fps, options.fit, options.stride, options.clips)
     if options.lmdb is not None:
         if options.source.suffix.lower() == ".txt":
             raise ValueError(f"{options.source} holds prompts alone: there are no latents to write to {options.lmdb}")
@@ -91,11 +89,11 @@ def describe(made: LatentSet) -> str:
     """What was encoded, and where, in a few words."""
     height, width = made.size
     frames, channels, high, wide = made.shape
-    size = sum(row["bytes"] for row in (*made.manifest["shards"], *made.manifest["texts"])) / 1e6
+    weight = sum(row["bytes"] for row in (*made.manifest["shards"], *made.manifest["texts"])) / 1e6
     what = f"clips of {made.manifest['frames']} frames, {width}x{height}" if made.has_latents else "prompts for clips"
     return (
         f"{made.path}: {len(made)} {what} at {made.manifest['fps']:g} fps ({len(made.split('heldout'))} held out, "
-        f"{size:.1f} MB), latents {frames}x{channels}x{high}x{wide}, {len(made.manifest['captions'])} captions"
+        f"{weight:.1f} MB), latents {frames}x{channels}x{high}x{wide}, {len(made.manifest['captions'])} captions"
     )
 
 
@@ -108,13 +106,6 @@ def _tell(summary: Summary, out: Path, console: Console) -> None:
 
 def _codec(folder: Path, device: str) -> WanVAE:
     return WanVAE.load(folder, device=device)
-
-
-def _size(told: str) -> tuple[int, int]:
-    width, cross, height = told.lower().partition("x")
-    if not (cross and width.isdecimal() and height.isdecimal()):
-        raise ValueError(f"size is {told!r}: give width x height in pixels, such as 832x480")
-    return int(height), int(width)
 
 
 def _devices(name: str, workers: int | None) -> tuple[str, ...]:

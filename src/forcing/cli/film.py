@@ -17,11 +17,10 @@ from forcing import files, media
 from forcing.cli import shot
 from forcing.cli.bar import Bar
 from forcing.cli.models import DTYPES, kit_of, opened, weights_of
-from forcing.cli.options import read, shown
+from forcing.cli.options import read, shown, size
 from forcing.cli.shot import Shot
 from forcing.codecs import Codec
 from forcing.codecs.taehv import TAEHV
-from forcing.data import videos
 from forcing.recipe import Sampling
 from forcing.recipes import wan
 from forcing.rollout import Plan
@@ -138,7 +137,7 @@ def _shots(options: Options, world: World) -> list[Shot]:
         raise ValueError('what should be seen? --prompt "..." (once for each clip; --prompt "" for no prompt)')
     if options.image is not None and options.video is not None:
         raise ValueError("--image and --video exclude each other: a clip goes on from one of them")
-    size = world.kit.frame if options.size is None else videos.size(options.size)
+    frame = world.kit.frame if options.size is None else size(options.size)
     frames, start = _frames(options), None
     if options.image is not None:
         start = shot.image(options.image, options.fit)
@@ -148,7 +147,7 @@ def _shots(options: Options, world: World) -> list[Shot]:
         options.prompt[0],
         frames,
         options.fps,
-        size,
+        frame,
         options.seed,
         _sampling(options, world, shot.count_latents(world.codec, frames)),
         NEGATIVE if options.negative is None else options.negative,

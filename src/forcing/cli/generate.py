@@ -109,7 +109,7 @@ def _take(options: Options, world: World, home: Path) -> Take:
             f"--{' and --'.join(told)} exclude each other: keys come from a script, at random, or not at all"
         )
     how = _sampling(world, home, options.steps)
-    start = tuple(take.pack(take.first_frame(path, world.codec.config.frame)) for path in options.start)
+    start = tuple(take.pack(take.first_frame(path, world.kit.frame)) for path in options.start)
     prompts = tuple(prompt or None for prompt in options.prompt or _kit(world, home).text.prompts[:1])
     blind = max(1, len(start))  # nothing is known of the keys that led to these
     pressed = script.read(options.actions, world.keys) if options.actions is not None else None

@@ -63,3 +63,11 @@ def _in_a_line(box: str, command: str) -> str:
 def shown(metavar: str, name: str | None = None) -> object:
     """Of a field that may be left out: how its value and its option are called, and no "default: None"."""
     return tyro.conf.arg(name=name, metavar=metavar, help_behavior_hint="")
+
+
+def size(told: str) -> tuple[int, int]:
+    """(height, width) of "WIDTHxHEIGHT", as videos are spoken of."""
+    width, cross, height = told.lower().partition("x")
+    if not (cross and width.isdecimal() and height.isdecimal()):
+        raise ValueError(f"size is {told!r}: give width x height in pixels, such as 832x480")
+    return int(height), int(width)

@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 
 from forcing import __version__, files, media
 from forcing.codecs import Codec, Pixels
 from forcing.cond import Cond
 from forcing.data import videos
 from forcing.data.order import seeded
+from forcing.data.videos import Fit
 from forcing.recipe import Sampling, dump, parse
 from forcing.shapes import Latents
 from forcing.text.umt5 import NEGATIVE
@@ -26,14 +25,13 @@ from forcing.world import World
 FORMAT = 1
 MADE_BY = "forcing generate --model"
 MOST_FRAMES = 1_000_000
-Fit = Literal["crop", "pad"]
 
 
 @dataclass(frozen=True)
 class Start:
     """The image, or the last `frames` pictures of the video, that a clip goes on from, fitted to its size by `fit`."""
 
-    kind: Literal["image", "video"]
+    medium: Literal["image", "video"]
     path: str
     mark: str  # of the file
     frames: int
@@ -44,8 +42,9 @@ class Start:
         path = Path(self.path)
         if files.mark([path]) != self.mark:
             raise ValueError(f"{path} is not the file that this clip began with: it has changed")
-        found = media.image(path)[None] if self.kind == "image" else videos.ending(path, fps, self.frames)
-        return np.stack([fitted(picture, size, self.fit) for picture in found])
+        if self.medium == "image":
+            return videos.fitted(media.image(path), size, self.fit)[None]
+        return _ending(path, videos.Cut(size, self.frames, fps, self.fit))
 
 
 @dataclass(frozen=True)
@@ -128,21 +127,22 @@ def video(path: Path, fit: Fit, fps: float, most: int, time: int) -> Start:
     """The end of a video to go on from: as many pictures, at most `most`, as whole latent frames of `time` hold."""
     if most < 1:
         raise ValueError(f"context is {most}: at least 1 picture of a video is gone on from")
-    there = len(videos.ending(path, fps, most))
+    there = len(_ending(path, videos.Cut((16, 16), most, fps, fit)))
     return Start("video", str(path.resolve()), files.mark([path]), there - (there - 1) % time, fit)
+
+
+def _ending(path: Path, cut: videos.Cut) -> Pixels:
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file: give a video to go on from")
+    try:
+        return videos.ending(path, cut)
+    except videos.UnusableError as damage:
+        raise ValueError(f"{path} {damage}") from damage
 
 
 def device_of(world: World) -> str:
     """Where a world computes."""
     return str(next(world.model.parameters()).device)
-
-
-def fitted(picture: np.ndarray, size: tuple[int, int], fit: Fit) -> np.ndarray:
-    """A picture [H, W, 3] at `size`, its proportions kept: what is beyond is cut off, or black is added."""
-    height, width = size
-    given = Image.fromarray(picture)
-    done = (ImageOps.fit if fit == "crop" else ImageOps.pad)(given, (width, height), Image.Resampling.LANCZOS)
-    return np.asarray(done)
 
 
 def count_latents(codec: Codec, frames: int) -> int:

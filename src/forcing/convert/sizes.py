@@ -131,11 +131,11 @@ def _own(path: Path) -> WanConfig:
     if not isinstance(told, dict) or "kind" not in told:
         raise ValueError(f"{path} is damaged: it does not say what its recipe's backbone is")
     if told["kind"] != WanConfig.__name__:
-        raise ValueError(f"{path} is a world of {told['kind']}, and not of {WanConfig.__name__}")
+        raise ValueError(f"{path} is a world of {told['kind']!r}, and not of {WanConfig.__name__}")
     sizes = {name: value for name, value in told.items() if name != "kind"}
     unknown = sizes.keys() - {field.name for field in dataclasses.fields(WanConfig)}
     if unknown:
-        raise ValueError(f"{path}: {WanConfig.__name__} has no {', '.join(sorted(unknown))}")
+        raise ValueError(f"{path}: {WanConfig.__name__} has no {', '.join(map(repr, sorted(unknown)))}")
     _check_types(sizes, path)
     return _made(sizes, path)
 

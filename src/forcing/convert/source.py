@@ -98,7 +98,7 @@ def _safe(path: Path, stack: ExitStack) -> list[Entry]:
     except (SafetensorError, OSError, RuntimeError) as error:
         raise ValueError(f"{path} is damaged, or is no safetensors file ({_line(error)})") from error
     return [
-        Entry(path, key, shape, _float(path, key, _KINDS.get(kind, kind)), partial(file.get_tensor, key))
+        _entry(path, key, shape, _KINDS.get(kind, kind), partial(file.get_tensor, key))
         for key, (shape, kind) in found.items()
     ]
 
@@ -107,15 +107,15 @@ def _indexed(path: Path, stack: ExitStack) -> list[Entry]:
     places = document(path).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise ValueError(f"{path} is damaged: it has no weight_map, from tensors to files")
-    shards = [path.with_name(Path(name).name) for name in sorted(set(places.values()))]
-    absent = [shard.name for shard in shards if not shard.is_file()]
+    shards = sorted({Path(name).name for name in places.values()})
+    absent = [name for name in shards if not (path.parent / name).is_file()]
     if absent:
-        raise ValueError(f"{path} names {', '.join(absent[:3])}, and {len(absent)} such files are not there")
-    found = [entry for shard in shards for entry in _safe(shard, stack)]
+        raise ValueError(f"{path} names {', '.join(map(repr, absent[:3]))}, and {len(absent)} such files are not there")
+    found = [entry for name in shards for entry in _safe(path.parent / name, stack)]
     odd = sorted({(key, Path(name).name) for key, name in places.items()} ^ {(e.key, e.path.name) for e in found})
     if odd:
         key, name = odd[0]
-        raise ValueError(f"{path} and its files differ in {len(odd)} tensors, such as {key} in {name}")
+        raise ValueError(f"{path} and its files differ in {len(odd)} tensors, such as {key!r} in {name!r}")
     return found
 
 
@@ -133,12 +133,12 @@ def _pickled(path: Path, part: str | None) -> list[Entry]:
     for key, value in tensors.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             wrong = f"{key!r} is a {_kind(value)}, not a named tensor"
-            raise ValueError(f"{path}: {wrong}; it has {_some(tensors)}")  # noqa: TRY004 (the user's)
+            hint = f"; it has {_some(tensors)}: weights can name one" if part is None else ""
+            raise ValueError(f"{path}: {wrong}{hint}")  # noqa: TRY004 (the user's)
         if value.layout is not torch.strided or value.is_meta:
-            raise ValueError(f"{path}: {key} is a sparse or an empty tensor, not a dense one")
+            raise ValueError(f"{path}: {key!r} is a sparse or an empty tensor, not a dense one")
     return [  # `pop`, so that what has been read from a file that is not mapped can go
-        Entry(path, key, tuple(value.shape), _float(path, key, value.dtype), partial(tensors.pop, key))
-        for key, value in tensors.items()
+        _entry(path, key, tuple(value.shape), value.dtype, partial(tensors.pop, key)) for key, value in tensors.items()
     ]
 
 
@@ -149,14 +149,16 @@ def _part(whole: Any, part: str, path: Path) -> Any:
     return whole[part]
 
 
-def _float(path: Path, key: str, kind: torch.dtype | str) -> torch.dtype:
+def _entry(path: Path, key: str, shape: tuple[int, ...], kind: torch.dtype | str, read: Callable[[], Tensor]) -> Entry:
+    if not key.isprintable():  # it would be printed where something is wrong with it
+        raise ValueError(f"{path} is damaged: {key!r} is no name of a tensor")
     if not isinstance(kind, torch.dtype) or kind not in KINDS:
         raise ValueError(f"{path}: {key} is stored as {kind}; weights are {', '.join(map(str, KINDS))}")
-    return kind
+    return Entry(path, key, shape, kind, read)
 
 
 def _some(values: dict[Any, Any]) -> str:
-    return ", ".join([str(key) for key in list(values)[:5]] + ["..."] * (len(values) > 5)) or "nothing"
+    return ", ".join([repr(key) for key in list(values)[:5]] + ["..."] * (len(values) > 5)) or "nothing"
 
 
 def _kind(value: object) -> str:

@@ -115,16 +115,13 @@ def check(path: Path) -> None:
 
 
 def _shape(read: Any, path: Path) -> tuple[int, ...]:
-    told = {key: read.get(f"{key}_shape".encode()) for key in ("latents", "prompts")}
-    absent = [f"{key}_shape" for key, value in told.items() if value is None]
-    if absent:
-        raise ValueError(f"{path} is an LMDB, but not of latents: it has no {' and no '.join(absent)}")
-    try:
-        shape, prompts = (tuple(int(number) for number in value.split()) for value in told.values())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: its shapes are {told['latents']!r} and {told['prompts']!r}") from error
-    if len(shape) not in (5, 6) or min(shape) < 1 or prompts[:1] != shape[:1]:
-        raise ValueError(f"{path} has latents of {shape} and prompts of {prompts}: need rows of clips, a prompt each")
+    told = read.get(b"latents_shape")
+    if told is None:
+        raise ValueError(f"{path} is an LMDB, but not of latents: it has no latents_shape")
+    numbers = told.split()
+    shape = tuple(int(number) for number in numbers if number.isdigit())
+    if len(numbers) != len(shape) or len(shape) not in (5, 6) or min(shape) < 1:
+        raise ValueError(f"{path} has {told!r} as its latents_shape: need the numbers of rows, [steps,] F, C, h and w")
     return shape
 
 

@@ -86,7 +86,7 @@ def _of_lmdb(source: Path, out: Path, cut: Cut, codec: VideoCodec) -> Work:
                 prompt = rows.prompt(int(index))
                 told[index] = Told(prompt, prompt)
             except UnusableError as error:
-                problems.append(Problem(index, str(error)))
+                problems.append(Problem(f"row {index}", str(error)))
     time, high, wide = codec.stride
     size = (latent[1] * high, latent[2] * wide)
     if list(codec.size(*size)) != latent:
@@ -146,7 +146,7 @@ def _copying(out: Path, source: Path, _device: str) -> Do:
                 try:
                     made.add(index, 0.0, rows.latents(int(index)))
                 except UnusableError as error:
-                    problems.append(Problem(index, str(error)))
+                    problems.append(Problem(f"row {index}", str(error)))
                 tick(1)
         made.close(problems)
 

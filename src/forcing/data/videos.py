@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import repeat
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from av import VideoFrame, VideoStream
     from av.container import InputContainer
 
+Fit = Literal["crop", "pad"]
+
 SLOWEST = 0.9  # a source may have so much of the rate that is asked for
 GAP = 1  # longest time, in seconds, between two frames of a source
 
@@ -34,6 +37,7 @@ _TIMELESS = (
     "avi"  # its frames follow one another at a fixed rate, and what FFmpeg says of their times is in another order
 )
 _MICRO = 10**6
+_FILTER = Image.Resampling.LANCZOS
 _WHOLE = 0.9  # of the length that a file claims; one that ends before was cut off
 
 
@@ -49,7 +53,7 @@ class Cut:
     size: tuple[int, int] = (480, 832)
     frames: int = 81
     fps: float = 16.0
-    fit: Literal["crop", "pad"] = "crop"
+    fit: Fit = "crop"
     stride: int | None = None
     most: int | None = None
 
@@ -70,10 +74,10 @@ def clips(path: Path, cut: Cut) -> Iterator[tuple[float, Pixels]]:
 
     It may come after some clips, where a file is damaged further on.
     """
-    av, step = library(), cut.stride or cut.frames
+    step = cut.stride or cut.frames
     window: deque[np.ndarray] = deque(maxlen=cut.frames)
     seen, made = 0, 0
-    try:
+    with _readable():
         for frame in _played(path, cut):
             window.append(frame)
             seen += 1
@@ -82,14 +86,22 @@ def clips(path: Path, cut: Cut) -> Iterator[tuple[float, Pixels]]:
                 made += 1
                 if made == cut.most:
                     return
-    except UnusableError:
-        raise
-    except av.FFmpegError as error:
-        raise UnusableError(f"cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise UnusableError(f"cannot be read: {error}") from error
     if not made:
         raise UnusableError(f"has {seen} frames at {cut.fps:g} fps, and a clip takes {cut.frames}")
+
+
+def ending(path: Path, cut: Cut) -> Pixels:
+    """uint8 [F, H, W, 3]: the last frames of a video, at most `cut.frames`. UnusableError says why there are none."""
+    with _readable():
+        window = deque(_played(path, cut), maxlen=cut.frames)
+    return np.stack(window)
+
+
+def fitted(picture: np.ndarray, size: tuple[int, int], fit: Fit) -> np.ndarray:
+    """A picture [H, W, 3] at `size` (height, width), its proportions kept: the middle is cropped, or black added."""
+    height, width = size
+    done = (ImageOps.fit if fit == "crop" else ImageOps.pad)(Image.fromarray(picture), (width, height), _FILTER)
+    return np.asarray(done)
 
 
 def library() -> ModuleType:
@@ -152,6 +164,17 @@ def _claimed(file: InputContainer, stream: VideoStream) -> Fraction:
 
 def _fitted(frame: VideoFrame, cut: Cut) -> np.ndarray:
     upright = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)  # phones film lying on their side
-    height, width = cut.size
-    fit = ImageOps.fit if cut.fit == "crop" else ImageOps.pad
-    return np.asarray(fit(Image.fromarray(upright), (width, height), Image.Resampling.LANCZOS))
+    return fitted(upright, cut.size, cut.fit)
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    av = library()
+    try:
+        yield
+    except UnusableError:
+        raise
+    except av.FFmpegError as error:
+        raise UnusableError(f"cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UnusableError(f"cannot be read: {error}") from error
