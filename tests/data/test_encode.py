@@ -14,17 +14,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from fakes import CUT, Letters, Pooled, contents, film, models, pooled, record, shoot
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from forcing import media
-from forcing.data import captions, parts, sources
+from forcing.cli import main
+from forcing.codecs.wan_vae import WanVAE
+from forcing.data import captions, lmdb, parts, sources
 from forcing.data.captions import Problem, UnusableError, find
 from forcing.data.encode import Models, encode
 from forcing.data.latents import LatentSet
 from forcing.data.videos import Cut, clips
+from forcing.fixture import fixture, videos
+from forcing.text.umt5 import UMT5
 
 ONE = Cut((16, 24), frames=1, fps=8.0)  # every frame a clip
 
@@ -327,27 +332,27 @@ ALL = [("a.mp4", "A"), ("b.MP4", "B, too"), ("c/d.gif", "C D")]
 )
 def test_captions_are_read_from_tables(three, name, text):
     (three / name).write_text(text, encoding="utf-8", newline="")
-    videos, problems = find(three)
-    assert [(video.name, video.caption) for video in videos] == ALL and not problems
+    found, problems = find(three)
+    assert [(video.name, video.caption) for video in found] == ALL and not problems
     (three / name).rename(three.parent / f"elsewhere{Path(name).suffix}")
     again, _ = find(three, three.parent / f"elsewhere{Path(name).suffix}")
-    assert again == videos
+    assert again == found
 
 
 def test_captions_are_read_from_beside_the_videos(three):
     (three / "a.txt").write_text("A\n")
     (three / "c" / "d.txt").write_text("\ufeffC\n D\n")
     (three / "b.txt").write_bytes(b"\xff\xfe")
-    videos, problems = find(three)
-    assert [(video.name, video.caption) for video in videos] == [ALL[0], ALL[2]]
+    found, problems = find(three)
+    assert [(video.name, video.caption) for video in found] == [ALL[0], ALL[2]]
     assert [problem.file for problem in problems] == ["b.MP4"] and "b.txt is not UTF-8 text" in problems[0].reason
 
 
 def test_rows_that_do_not_fit_the_videos_are_told(three):
     rows = ["file,caption", "a.mp4,A", "a.mp4,A", "b.MP4,B", "b.MP4,other", "x.mp4,X", "y.mp4,Y", "c/d.gif,  "]
     (three / "captions.csv").write_text("\n".join(rows))
-    videos, problems = find(three)
-    assert [(video.name, video.caption) for video in videos] == [("a.mp4", "A")]
+    found, problems = find(three)
+    assert [(video.name, video.caption) for video in found] == [("a.mp4", "A")]
     assert sorted(problems) == [
         ("b.MP4", "has several captions in captions.csv"),
         ("c/d.gif", "has no caption"),
@@ -388,8 +393,8 @@ def test_any_table_is_read_or_refused(three, data, suffix):
     start = b"file,caption\na.mp4,A\n" if suffix == "csv" else b'{"file": "a.mp4", "caption": "A"}\n'
     path.write_bytes(start + data)
     try:
-        videos, _ = find(three, path)
-        assert "a.mp4" in [video.name for video in videos] or b"a.mp4" in data
+        found, _ = find(three, path)
+        assert "a.mp4" in [video.name for video in found] or b"a.mp4" in data
     except ValueError as error:
         assert str(path) in str(error) or "no video" in str(error)  # noqa: PT017
 
@@ -398,8 +403,8 @@ def test_a_name_that_is_not_unicode_is_a_problem(three):
     odd = os.fsdecode(bytes(three) + b"/\xff.mp4")
     Path(odd).touch()
     (three / "a.txt").write_text("A")
-    videos, problems = find(three)
-    assert len(videos) == 1 and Problem("'\\udcff.mp4'", "has a name that is not Unicode") in problems
+    found, problems = find(three)
+    assert len(found) == 1 and Problem("'\\udcff.mp4'", "has a name that is not Unicode") in problems
 
 
 def test_a_folder_without_videos_is_an_error(tmp_path):
@@ -471,6 +476,16 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
         encode(source, tmp_path / "file", CUT, replace(models(), text=Untouched()))
+
+
+def test_a_missing_library_is_named_before_any_work(tmp_path, monkeypatch):
+    source = shoot(tmp_path / "v", [5])
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ValueError, match=r'videos need the package av: pip install "forcing\[video\]"'):
+        encode(source, tmp_path / "out", CUT, replace(models(), text=Untouched()))
+    monkeypatch.setitem(sys.modules, "lmdb", None)
+    with pytest.raises(ValueError, match=r'LMDB needs the package lmdb: pip install "forcing\[lmdb\]"'):
+        lmdb.check(tmp_path / "db")
 
 
 # again, and after an interruption
@@ -609,3 +624,89 @@ def test_what_is_held_out_stays_so_as_videos_come(tmp_path):
 
     few, many = held([5] * 6, "few"), held([5] * 12, "many")
     assert few == {name: many[name] for name in few} and set(few.values()) == {"train", "heldout"}
+
+
+# the command
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """`forcing encode` with costless models: its exit code and what it said."""
+    monkeypatch.setattr("forcing.cli.encode._codec", lambda folder, device: Pooled())
+    monkeypatch.setattr("forcing.cli.encode.UMT5", lambda folder, device: Letters())
+
+    def run(*args: object) -> tuple[int, str]:
+        given = ["--model", tmp_path, "--out", tmp_path / "out", "--size", "24x16", "--frames", 5, "--fps", 8]
+        code = main(["encode", *map(str, (*args, *given[: 10 if "--size" not in args else 4]))])
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    return run
+
+
+def test_the_command_says_what_it_made(tmp_path, command):
+    source = shoot(tmp_path / "v", [5, 12, *[3] * 12])
+    code, said = command(source, "--holdout", 0.0, "--lmdb", tmp_path / "db")
+    lines = said.splitlines()
+    assert code == 0
+    assert lines[0] == "skipped v10.mp4: has 3 frames at 8 fps, and a clip takes 5"
+    assert lines[10] == f"and 2 more: see {tmp_path / 'out' / 'problems.txt'}"
+    assert lines[11] == (
+        f"{tmp_path / 'out'}: 3 clips of 5 frames, 24x16 at 8 fps (0 held out, 0.0 MB), latents 3x3x2x3, 14 captions"
+    )
+    with lmdb.opened(tmp_path / "db") as rows:
+        assert [prompt for _, prompt in rows] == ["film number 0", "film number 1", "film number 1"]
+    assert command(source, "--holdout", 0.0)[0] == 0
+
+
+def test_the_command_takes_prompts(tmp_path, command):
+    (tmp_path / "p.txt").write_text("a\nb\n")
+    code, said = command(tmp_path / "p.txt")
+    assert (code, said.partition(": ")[2][:32]) == (0, "2 prompts for clips at 8 fps (0 ")
+    code, said = command(tmp_path / "p.txt", "--lmdb", tmp_path / "db")
+    assert code == 2 and "p.txt holds prompts alone" in said
+
+
+def test_the_command_fails_where_nothing_could_be_encoded(tmp_path, command):
+    code, said = command(shoot(tmp_path / "v", [3]))
+    assert code == 1 and said.splitlines()[-1] == f"nothing in {tmp_path / 'v'} could be encoded"
+
+
+@pytest.mark.parametrize(
+    ("args", "reason"),
+    [
+        (["--size", "832"], "size is '832'"),
+        (["--size", "24x0"], "24x0"),
+        (["--size", "axb"], "size is 'axb'"),
+        (["--workers", "0"], "workers is 0: it must be at least 1"),
+        (["--device", "cuda:99"], "device 'cuda:99' is not there"),
+        (["--fit", "stretch"], "stretch"),
+        (["--holdout", "1"], "holdout is 1.0"),
+        (["--captions", "nowhere.csv"], "nowhere.csv: no such file"),
+        (["--lmdb", "."], ". exists already: give a new folder for the LMDB"),
+    ],
+)
+def test_the_command_refuses_what_cannot_be(tmp_path, command, args, reason):
+    code, said = command(shoot(tmp_path / "v", [5]), *args)
+    assert code == 2 and reason in said and "Traceback" not in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tiny_wan_encodes_its_own_videos(tmp_path, monkeypatch, capsys):
+    """Parity: what training reads is what the pipeline's own VAE and text encoder say."""
+    monkeypatch.setenv("FORCING_CACHE", str(tmp_path / "cache"))
+    pipeline, films = fixture(tmp_path / "pipeline"), videos(tmp_path / "videos", count=2)
+    args = ["encode", films, "--model", pipeline, "--out", tmp_path / "out", "--size", "96x64", "--frames", "9"]
+    assert main([str(each) for each in args]) == 0, capsys.readouterr()
+    found = LatentSet.open(tmp_path / "out")
+    batch, vae, text = found.batch(np.arange(len(found))), WanVAE.load(pipeline), UMT5(pipeline)
+    told = [found.manifest["captions"][row["caption"]] for row in found.manifest["clips"]]
+    pixels = np.concatenate(
+        [cut[None] for path in sorted(films.glob("*.mp4")) for _, cut in clips(path, Cut((64, 96), 9, 16.0))]
+    )
+    assert torch.equal(batch.latents, vae.encode(pixels).half().float()) and found.shape == (3, 16, 8, 12)
+    length = batch.cond.static["text"].shape[1]
+    assert torch.equal(batch.cond.static["text"], text.encode(told)[:, :length].bfloat16().float())
+    assert torch.equal(batch.uncond.static["text"], text.null(len(found))[:, :length].bfloat16().float())
+    assert text.encode(told)[:, length:].abs().max() == text.null(1)[:, length:].abs().max() == 0
+    assert (found.manifest["codec"], found.manifest["text"]) == (vae.digest, text.digest)

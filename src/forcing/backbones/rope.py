@@ -12,9 +12,10 @@ def split(dim: int) -> tuple[int, int, int]:
 
 def angles(times: Tensor, height: int, width: int, dim: int, base: float, dtype: torch.dtype = torch.float32) -> Tensor:
     """Rotation angles [F * height * width, dim / 2] of every token, frames first."""
-    axes = []
-    for positions, size in zip((times, torch.arange(height), torch.arange(width)), split(dim), strict=True):
-        frequency = base ** (-torch.arange(0, size, 2, dtype=dtype) / size)
+    axes, where = [], times.device
+    sides = (torch.arange(side, device=where) for side in (height, width))
+    for positions, size in zip((times, *sides), split(dim), strict=True):
+        frequency = base ** (-torch.arange(0, size, 2, dtype=dtype, device=where) / size)
         axes.append(positions.to(dtype)[:, None] * frequency)
     f, h, w = (len(axis) for axis in axes)
     return torch.cat(
@@ -28,9 +29,10 @@ def angles(times: Tensor, height: int, width: int, dim: int, base: float, dtype:
 
 
 def turns(angle: Tensor, dtype: torch.dtype) -> Tensor:
-    """e^(i angle), complex, in the precision of `dtype` but no less than float32."""
-    real = angle.to(torch.promote_types(dtype, torch.float32))
-    return torch.polar(torch.ones_like(real), real)
+    """e^(i angle), complex, in the precision of `dtype` but no less than float32; angles keep their own till then."""
+    kind = torch.promote_types(dtype, torch.float32)
+    real = angle.to(torch.promote_types(kind, angle.dtype))
+    return torch.polar(torch.ones_like(real), real).to(kind.to_complex())
 
 
 def rotate(x: Tensor, turn: Tensor) -> Tensor:

@@ -83,8 +83,8 @@ class Tiny(nn.Module):
         tokens = rearrange(x, "b f c (h p) (w q) -> b (f h w) (c p q)", p=p, q=p)
         tokens = rearrange(self.patch_in(tokens), "b (f n) d -> b f n d", n=h * w) + self.place
         told = F.silu(self._told(sigma, cond))[:, :, None]
-        angle = angles(layout.times, h, w, self.config.dim // self.config.heads, self.config.rope_base)
-        turn = turns(angle, x.dtype).to(x.device)
+        angle = angles(layout.times.to(x.device), h, w, self.config.dim // self.config.heads, self.config.rope_base)
+        turn = turns(angle, x.dtype)
         for block in self.blocks:
             if self.config.checkpoint and torch.is_grad_enabled():
                 tokens = checkpoint(block, tokens, told, turn, layout, use_reentrant=False)

@@ -109,10 +109,8 @@ class Wan(nn.Module):
         text = self._text(cond, len(x))
         e, modulation = self._told(sigma)
         grid = height // p, width // q
-        angle = angles(
-            layout.times.double(), *grid, self.config.dim // self.config.num_heads, ROPE_BASE, dtype=torch.float64
-        )
-        turn = turns(angle, tokens.dtype).to(x.device)
+        times, dim = layout.times.to(x.device), self.config.dim // self.config.num_heads
+        turn = turns(angles(times, *grid, dim, ROPE_BASE, dtype=torch.float64), tokens.dtype)
         for block in self.blocks:
             if self.config.checkpoint and torch.is_grad_enabled():
                 tokens = checkpoint(block, tokens, modulation, text, turn, layout, use_reentrant=False)

@@ -20,6 +20,7 @@ class Options:
     """Convert the weights of a Wan transformer, one tensor at a time.
 
     SOURCE is a file (.safetensors, .pt, .pth, .bin), or the folder of a diffusers pipeline, a transformer, or a world.
+    Weights that modulate or normalise are float32 at least, whatever the dtype.
     """
 
     source: tyro.conf.Positional[Path]  # what to read

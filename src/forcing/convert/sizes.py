@@ -117,8 +117,8 @@ def _published(path: Path) -> WanConfig:
                 f"{path}: {name} {told[name]!r} is not supported, only {' or '.join(map(repr, allowed))} "
                 "(Wan2.1, text to video)"
             )
+    _check_types({name: told[name] for name in grammar.values() if name in told}, path)
     sizes = {ours: told[theirs] for ours, theirs in grammar.items() if theirs in told}
-    _check_types(sizes, path)
     _check_channels(sizes["in_channels"], sizes.pop("out"), path)
     if "head" in sizes:
         sizes["dim"] = sizes["num_heads"] * sizes.pop("head")
@@ -149,9 +149,10 @@ def _made(sizes: dict[str, Any], path: Path) -> WanConfig:
 
 def _check_types(sizes: Mapping[str, Any], path: Path) -> None:
     for name, value in sizes.items():
-        whole = value if name == "patch" else [value]
-        if not isinstance(whole, list) or not all(isinstance(number, int) for number in whole):
-            raise ValueError(f"{path}: {name} is {value!r}, which is no whole number{'s' * (name == 'patch')}")
+        several = name in ("patch", "patch_size")
+        numbers = value if several else [value]
+        if not isinstance(numbers, list) or not all(isinstance(number, int) for number in numbers):
+            raise ValueError(f"{path}: {name} is {value!r}, which is no whole number{'s' * several}")
 
 
 def _check_channels(taken: int, given: int | float, path: Path) -> None:

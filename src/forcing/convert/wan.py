@@ -54,8 +54,8 @@ def save_wan(model: Wan, path: Path, *, to: Form = "wan", dtype: torch.dtype | N
     """Write a Wan whole, or not at all, and return `path`: a new folder, or, for "wan" alone, a .safetensors file.
 
     to: "wan" for the original names, config.json and one file; "diffusers" for what WanTransformer3DModel loads, in
-    files of at most `shard` bytes. dtype: as in `load_wan`. A file is
-    replaced. ValueError where a folder holds something already, or a weight is not finite.
+    files of at most `shard` bytes. dtype: as in `load_wan`. An older file is replaced. ValueError where a folder holds
+    something already, or a weight is not finite.
     """
     _check_dtype(dtype)
     target = _Target(path, to, shard)
