@@ -164,7 +164,8 @@ def test_videos_show_what_their_captions_say(clips):
 def test_prompts_and_a_first_frame_lie_beside_them(clips):
     prompts = (clips / "prompts.txt").read_text().splitlines()
     assert len(prompts) == 3 and not set(prompts) & {caption for _, caption in rows(clips)}
-    assert media.image(clips / "start.png").shape == (*SIZE, 3)
+    start = media.image(clips / "start.png")
+    assert start.shape == (*SIZE, 3) and (start == made._COLOURS[prompts[0].split()[1]]).all(-1).sum() > 300
     assert set(contents(clips)) == {"captions.csv", "prompts.txt", "start.png", *(f"{i}.mp4" for i in range(24))}
 
 
@@ -207,7 +208,8 @@ def test_the_command_writes_both_and_says_what_next(folder, tmp_path, capsys):
     for text in (
         f"forcing encode {target}/videos --model {target}/pipeline --out {target}/latents --size 96x64 --frames 9",
         f"forcing train wan-ar --model {target}/pipeline --data {target}/latents",
-        f'forcing generate --model {target}/pipeline --prompt "{prompt}" --size 96x64',
+        f'forcing generate --model {target}/pipeline --prompt "{prompt}" --size 96x64 --frames 9',
+        f'--model {target}/run/wan-ar/world --image {target}/videos/start.png --prompt "{prompt}" --frames 9',
     ):
         assert text in said
 

@@ -80,8 +80,8 @@ def fixture(folder: Path, *, seed: int = 0) -> Path:
 def videos(folder: Path, *, count: int = 6, seed: int = 0) -> Path:
     """The folder `folder` with `count` MP4 clips of something that moves, and captions.csv (columns file, caption).
 
-    Clips are FRAMES frames of SIZE. Also start.png, a first frame, and prompts.txt, a prompt a line. ValueError where
-    `folder` holds something already, or where the package av is missing.
+    Clips are FRAMES frames of SIZE. Also prompts.txt, a prompt a line, and start.png, a first frame for the first of
+    them. ValueError where `folder` holds something already, or where the package av is missing.
     """
     if not 1 <= count <= len(SCENES):
         raise ValueError(f"count is {count}: there are from 1 to {len(SCENES)} different clips")
@@ -97,7 +97,7 @@ def videos(folder: Path, *, count: int = 6, seed: int = 0) -> Path:
             rows.writerow((f"{i}.mp4", scene.caption))
         files.write(draft / "captions.csv", table.getvalue())
         files.write(draft / "prompts.txt", "".join(f"{scene.caption}\n" for scene in order[-3:]))
-        files.write(draft / "start.png", media.png(_film(order[-1], rng)[0]))
+        files.write(draft / "start.png", media.png(_film(order[-3], rng)[0]))
     return folder
 
 

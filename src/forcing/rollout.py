@@ -100,7 +100,7 @@ def denoise(model: Backbone, noise: Latents, cond: Cond, layout: Layout, plan: P
                 x0 = flow.to_x0(x, v, sigma)
                 x = flow.mix(x0, flow.randn(tuple(x.shape), rng, x), torch.full_like(sigma, levels[i + 1]))
             elif plan.solver == "unipc":
-                x = unipc.step(x, v, level, levels[i + 1], len(levels) - i)
+                x = unipc.step(x, v, level, levels[i + 1])
             else:
                 x = flow.euler(x, v, sigma, torch.full_like(sigma, levels[i + 1]))
     return x

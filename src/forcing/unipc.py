@@ -27,13 +27,13 @@ class UniPC:
         self._points: list[_Point] = []  # the newest last
         self._order = 0  # of the newest step
 
-    def step(self, x: Latents, v: Latents, sigma: float, sigma_next: float, left: int) -> Latents:
-        """Latents at `sigma_next`, given `v` at `sigma`. left: levels still to visit; the last step is of order 1."""
+    def step(self, x: Latents, v: Latents, sigma: float, sigma_next: float) -> Latents:
+        """Latents at `sigma_next`, above 0, given `v` at `sigma`. (The step to 0 is the prediction itself.)"""
         x0 = (x - sigma * v).to(x.dtype)
         if self._points:
             x = _moved(self._points, sigma, self._order, x0)
         self._points = [*self._points, _Point(x, x0, sigma)][-ORDER:]
-        self._order = min(len(self._points), left, ORDER)
+        self._order = len(self._points)
         return _moved(self._points, sigma_next, self._order, None)
 
 

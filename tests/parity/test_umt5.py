@@ -336,4 +336,6 @@ def test_both_encoders_are_texts(text):
         ValueError, match=r"unknown prompt 'dya'; this world knows \['day', 'night'\]. Did you mean 'day'"
     ):
         names.encode([None, "dya"])
+    with pytest.raises(ValueError, match="unknown prompt ''"):
+        names.encode([""])
     assert text.width == WIDTH

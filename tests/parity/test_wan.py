@@ -1,11 +1,13 @@
 """What must hold of Wan beside the golden vectors: positions without end, any size, precision, exact checkpointing."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
 from forcing.backbones import attention
+from forcing.backbones.rope import turns
 from forcing.backbones.wan import T2V_1_3B, T2V_14B, Wan, WanConfig
 from forcing.cond import Cond
 from forcing.layout import Layout, after, causal, full, teacher_forced
@@ -84,6 +86,14 @@ def test_a_stream_goes_on_past_every_table_of_positions(dtype, near):
     here = model(x, sigma, told(dtype=dtype), Layout(torch.arange(2.0)))
     there = model(x, sigma, told(dtype=dtype), Layout(torch.arange(2.0) + 1_000_000))
     torch.testing.assert_close(there, here, atol=near, rtol=near)
+
+
+def test_turns_are_as_precise_as_what_they_turn():
+    angle = torch.tensor([[1e6 + 0.25]], dtype=torch.float64)
+    for dtype, kind in ((torch.bfloat16, torch.complex64), (torch.float32, torch.complex64)):
+        turn = turns(angle, dtype)
+        assert turn.dtype == kind and turn.real.item() == pytest.approx(math.cos(1e6 + 0.25), abs=1e-6)
+    assert turns(angle, torch.float64).dtype == torch.complex128
 
 
 def test_a_window_slides_for_thousands_of_frames():

@@ -38,6 +38,7 @@ def run(args: Sequence[str], console: Console) -> int:
         "Next:\n"
         f"  forcing encode {clips} --model {pipeline} --out {folder}/latents --size {size} --frames 9\n"
         f"  forcing train wan-ar --model {pipeline} --data {folder}/latents --run {folder}/run --steps 4 --batch 2\n"
-        f'  forcing generate --model {pipeline} --prompt "{prompt}" --size {size} --frames 9'
+        f'  forcing generate --model {pipeline} --prompt "{prompt}" --size {size} --frames 9\n'
+        f'  forcing generate --model {folder}/run/wan-ar/world --image {clips}/start.png --prompt "{prompt}" --frames 9'
     )
     return 0

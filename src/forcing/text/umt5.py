@@ -108,7 +108,6 @@ class UMT5:
             return None
         return found if found.isfinite().all() else None
 
-    @torch.no_grad()
     def _computed(self, text: str) -> Tensor:
         """[n, width] of a prompt with n tokens, as the encoder gives it."""
         if self._loaded is None:
