@@ -18,6 +18,7 @@ from forcing.fixture import FPS, FRAMES, SCENES, SIZE, fixture, videos
 from forcing.text.umt5 import NEGATIVE
 
 av = pytest.importorskip("av")
+AREAS = {"ball": np.pi * 10**2, "square": 21**2}  # pixels
 
 
 @pytest.fixture(scope="module")
@@ -147,10 +148,9 @@ def test_videos_show_what_their_captions_say(clips):
         assert clip.shape == (FRAMES, *SIZE, 3)
         colour, shape, way, ground = re.fullmatch(r"a (\w+) (\w+) moves (.+) over (\w+)", caption).groups()
         near = np.abs(clip.astype(int) - made._COLOURS[colour]).max(-1) < 48
-        area = {"ball": np.pi * 10**2, "square": 21**2}[shape]
         places = []
         for mask in near:
-            assert 0.8 * area < mask.sum() < 1.1 * area, caption
+            assert 0.8 < mask.sum() / AREAS[shape] < 1.1, caption
             places.append(np.argwhere(mask).mean(0))
         along, across = np.array(ways[way]), np.array(ways[way])[::-1]
         moved = np.diff(places, axis=0)
@@ -165,7 +165,9 @@ def test_prompts_and_a_first_frame_lie_beside_them(clips):
     prompts = (clips / "prompts.txt").read_text().splitlines()
     assert len(prompts) == 3 and not set(prompts) & {caption for _, caption in rows(clips)}
     start = media.image(clips / "start.png")
-    assert start.shape == (*SIZE, 3) and (start == made._COLOURS[prompts[0].split()[1]]).all(-1).sum() > 300
+    colour, shape = prompts[0].split()[1:3]
+    seen = (start == made._COLOURS[colour]).all(-1).sum()
+    assert start.shape == (*SIZE, 3) and seen == pytest.approx(AREAS[shape], rel=0.05)
     assert set(contents(clips)) == {"captions.csv", "prompts.txt", "start.png", *(f"{i}.mp4" for i in range(24))}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -257,22 +258,32 @@ def test_an_image_is_cropped_or_padded_and_never_stretched():
         assert seen.shape == (32, 48) and abs(int(height) - int(width)) <= 1 and abs(int(height) - reach) <= 1
 
 
-def test_an_image_takes_the_place_and_the_plan_of_the_first_chunk(trained, monkeypatch):
-    world = opened(student(trained))
-    seen = []
-
-    forward = world.model.forward
+def calls(world: World, wanted: Shot, monkeypatch) -> list[tuple[float, list[float]]]:
+    """The noise level and the frame times of each forward pass of a clip begun with one black picture."""
+    seen, forward = [], world.model.forward
 
     def spied(x, sigma, cond, layout):
-        seen.append((tuple(sigma[0].tolist()), layout.times.tolist()))
+        seen.append((sigma[0, 0].item(), layout.times.tolist()))
         return forward(x, sigma, cond, layout)
 
     monkeypatch.setattr(world.model, "forward", spied)
-    wanted = Shot("a ball", 9, 16.0, (32, 48), 0, world.recipe.sampling)
     list(wanted.stream(world, np.zeros((1, 32, 48, 3), np.uint8), world.codec.decoder()))
+    return seen
+
+
+def test_an_image_takes_the_place_and_the_plan_of_the_first_chunk(trained, monkeypatch):
+    world = opened(student(trained))
+    seen = calls(world, Shot("a ball", 9, 16.0, (32, 48), 0, world.recipe.sampling), monkeypatch)
     two = wan.PLANS[2].rest
     assert [times for _, times in seen] == [[0.0], [1.0], [1.0], [1.0], [2.0], [2.0], [2.0]]
-    assert [sigma[0] for sigma, _ in seen] == pytest.approx([0, *two, 0, *two, 0])
+    assert [sigma for sigma, _ in seen] == pytest.approx([0, *two, 0, *two, 0])
+
+
+def test_an_image_before_chunks_is_a_chunk_of_one(trained, monkeypatch):
+    world = opened(student(trained))
+    how = replace(world.recipe.sampling, chunk=2, plan=wan.PLANS[1])
+    seen = calls(world, Shot("a ball", 9, 16.0, (32, 48), 0, how), monkeypatch)
+    assert seen == [(0.0, [0.0]), (1.0, [1.0, 2.0]), (0.0, [1.0, 2.0])]
 
 
 def test_a_video_goes_on(trained, tmp_path, capsys):
@@ -293,6 +304,8 @@ def test_a_prompt_schedule_changes_what_comes_after_and_nothing_before(trained, 
     later = generate(capsys, student(trained), tmp_path / "b.mp4", "--frames", "17", "--at", "0.5s", "a square")[1]
     # 0.5 s is picture 8: the first latent frame that begins there or later shows pictures 9 to 12
     assert np.array_equal(plain[:9], later[:9]) and not np.array_equal(plain[9:13], later[9:13])
+    there = generate(capsys, student(trained), tmp_path / "c.mp4", "--frames", "17", "--at", "9", "a square")[1]
+    assert np.array_equal(there, later)
 
 
 def test_seconds_and_several_prompts(trained, tmp_path, capsys, monkeypatch):

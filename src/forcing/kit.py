@@ -50,7 +50,7 @@ class WanKit:
 
     pipeline: a folder in diffusers' layout, with vae, text_encoder and tokenizer. frame: (height, width) in pixels that
     the world was made for. text_len: embeddings that the network
-    takes. dtype: of both networks. negative: what guidance is led away from.
+    takes. dtype: of the text encoder. negative: what guidance is led away from.
     """
 
     pipeline: Path
@@ -74,7 +74,7 @@ class WanKit:
 
     @cached_property
     def _codec(self) -> WanVAE:
-        return WanVAE.load(self.pipeline, device=self.device, dtype=self.dtype)
+        return WanVAE.load(self.pipeline, device=self.device)  # as stored: half precision shows in pictures
 
     @cached_property
     def _text(self) -> UMT5:
