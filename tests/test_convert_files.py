@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from toys import contents
 
@@ -215,7 +216,7 @@ def test_where_sizes_came_from_is_told_if_they_do_not_fit(tmp_path):
 
 
 def test_sizes_that_the_tensors_do_not_tell_must_be_given(tmp_path):
-    save_wan(made(), tmp_path / "w.safetensors")
+    save_file(dict(made().named_parameters()), tmp_path / "w.safetensors")  # as others save: without metadata
     with pytest.raises(ValueError, match=r"w\.safetensors has 16 channels, not heads of 128: .* config"):
         load_wan(tmp_path / "w.safetensors")
     right(load_wan(tmp_path / "w.safetensors", TINY))
@@ -621,7 +622,7 @@ def test_every_tensor_begins_at_a_multiple_of_its_size(tmp_path):
     data = (tmp_path / "w.safetensors").read_bytes()
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
-    assert length % 8 == 0 and header.pop("__metadata__") == {"format": "pt"}
+    assert length % 8 == 0 and header.pop("__metadata__")["format"] == "pt"
     sizes = {"F32": 4, "BF16": 2}
     assert {each["dtype"] for each in header.values()} == set(sizes)
     assert all(each["data_offsets"][0] % sizes[each["dtype"]] == 0 for each in header.values())
@@ -671,3 +672,16 @@ def test_the_command_says_what_is_wrong_in_a_line(args, says, folder, tmp_path, 
     assert code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1
     assert says in err
     assert [path.name for path in tmp_path.iterdir()] == ["w"]
+
+
+def test_a_single_file_says_its_own_sizes(tmp_path):
+    # two heads of 24 channels cannot be read off the tensors, and no config lies beside
+    model = WanConfig(dim=48, ffn_dim=64, freq_dim=16, text_dim=8, text_len=6, num_heads=2, num_layers=1).build()
+    path = save_wan(model, tmp_path / "alone.safetensors")
+    assert load_wan(path).config == model.config
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for told in ("{", "[]", '{"dim": 48}'):
+        save_file(tensors, path, metadata={"config": told})
+        with pytest.raises(ValueError, match=r"alone\.safetensors"):
+            load_wan(path)

@@ -222,6 +222,16 @@ def test_the_json_file_makes_the_clip_again(trained, tmp_path, capsys):
     assert (tmp_path / "again.mp4").read_bytes() == (tmp_path / "x.mp4").read_bytes()
     _, other = generate(capsys, student(trained), tmp_path / "z.mp4", *more, "--sink", "0", "--steps", "1")
     assert not np.array_equal(first, other)
+    plan = json.loads((tmp_path / "z.mp4.json").read_text())["shot"]["sampling"]["plan"]
+    assert plan["rest"] == [1] and plan["first"] == list(wan.levels(4))
+
+
+def test_another_negative_prompt_is_heard(trained, tmp_path, capsys):
+    more, ar = ("--frames", "5", "--steps", "2"), trained / "run" / "wan-ar" / "world"
+    plain = generate(capsys, ar, tmp_path / "a.mp4", *more)[1]
+    other = generate(capsys, ar, tmp_path / "b.mp4", *more, "--negative", "a ball")[1]
+    alone = generate(capsys, ar, tmp_path / "c.mp4", *more, "--guidance", "1")[1]
+    assert not np.array_equal(plain, other) and np.array_equal(other, alone)  # away from what is asked: not at all
 
 
 def test_the_seed_decides(trained, tmp_path, capsys):

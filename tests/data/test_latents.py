@@ -11,7 +11,7 @@ from fakes import CUT, Letters, Pooled, contents, film, models, shoot
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from forcing.data import Source, parts
+from forcing.data import Source, parts, sources
 from forcing.data.encode import encode
 from forcing.data.latents import LatentSampler, LatentsError, LatentSet
 from forcing.data.order import indices
@@ -32,6 +32,7 @@ def made(videos, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parts, "PART", 3)
         patch.setattr(parts, "TEXTS", 2)
+        patch.setattr(sources, "UNIT", 2)
         encode(videos, out, CUT, models(), holdout=0.3)
     return LatentSet.open(out)
 
@@ -43,7 +44,7 @@ def copy(made, tmp_path):
 
 def test_what_was_encoded_comes_back(videos, made):
     assert made.shape == (3, 3, 2, 3) and made.size == (16, 24) and len(made) == 9 and made.has_latents
-    assert len(made.manifest["shards"]) == 3 and len(made.manifest["texts"]) == 3
+    assert len(made.manifest["shards"]) == 4 and len(made.manifest["texts"]) == 3
     batch = made.batch(np.arange(9))
     row = 0
     for number, frames in enumerate(LENGTHS):
@@ -166,6 +167,17 @@ def test_files_of_another_set_are_named(made, copy):
     (copy / "manifest.json").write_text(json.dumps(document | {"length": 5}))
     with pytest.raises(LatentsError, match="holds a caption of 13 tokens, not at most 5"):
         LatentSet.open(copy).batch(np.arange(1))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("index", 3), ("index", -1), ("caption", 5), ("caption", -1), ("split", "test"), ("shard", 9)]
+)
+def test_a_clip_that_is_nowhere_is_named(copy, key, value):
+    document = json.loads((copy / "manifest.json").read_text())
+    document["clips"][2][key] = value
+    (copy / "manifest.json").write_text(json.dumps(document))
+    with pytest.raises(LatentsError, match=r"manifest.json is damaged(?: at clip 2|: IndexError)"):
+        LatentSet.open(copy)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -121,9 +121,8 @@ def test_what_is_saved_under_original_names_has_them(tmp_path):
     kept = load_file(tmp_path / "a.safetensors")
     assert kept.keys() == dict(model.named_parameters()).keys()
     assert all(torch.equal(kept[name], value) for name, value in model.named_parameters())
-    assert (tmp_path / "a" / "diffusion_pytorch_model.safetensors").read_bytes() == (
-        tmp_path / "a.safetensors"
-    ).read_bytes()
+    same = load_file(tmp_path / "a" / "diffusion_pytorch_model.safetensors")
+    assert same.keys() == kept.keys() and all(torch.equal(same[name], kept[name]) for name in kept)
     config = json.loads((tmp_path / "a" / "config.json").read_text())
     sizes = {"dim": 48, "ffn_dim": 40, "freq_dim": 16, "in_dim": 4, "out_dim": 4, "num_heads": 2, "num_layers": 2}
     sizes |= {"text_len": 512, "text_dim": 8, "patch_size": [1, 2, 4], "model_type": "t2v", "eps": 1e-6}

@@ -23,8 +23,8 @@ class Options:
     Weights that modulate or normalise are float32 at least, whatever the dtype.
     """
 
-    source: tyro.conf.Positional[Path]  # what to read
-    out: tyro.conf.Positional[Path]  # a new folder, or a .safetensors file with the original names
+    source: tyro.conf.Positional[Annotated[Path, shown("SOURCE")]]  # what to read
+    out: tyro.conf.Positional[Annotated[Path, shown("OUT")]]  # a new folder, or a .safetensors file (--to wan only)
     to: Form = "wan"  # the names: the original ones, or diffusers'
     dtype: Annotated[str | None, shown("NAME")] = None  # float32, bfloat16, float16; default: as stored
     weights: Annotated[str | None, shown("NAME")] = None  # which network of a .pt file, such as generator_ema

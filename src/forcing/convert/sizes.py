@@ -1,14 +1,18 @@
 """The sizes of a Wan, from and to the config.json of others, or from the shapes of its tensors alone."""
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from forcing.backbones.wan import EPS, WanConfig
 from forcing.convert.source import document
 
+CONFIG = "config"  # in a file's metadata
 HEAD = 128  # channels of a head in every released Wan2.1
 MEASURED = {  # the tensors that tell the sizes, and how many dimensions they have
     "patch_embedding.weight": 5,
@@ -52,10 +56,24 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {  # settings that change what is compute
 def beside(folder: Path) -> WanConfig | None:
     """What config.json or world.json in the folder of the weights says; None if neither is there."""
     if (folder / "config.json").is_file():
-        return _published(folder / "config.json")
+        return _published(document(folder / "config.json"), folder / "config.json")
     if (folder / "world.json").is_file():
         return _own(folder / "world.json")
     return None
+
+
+def within(path: Path) -> WanConfig | None:
+    """What a file of ours says itself, in its metadata; None if it says nothing."""
+    if path.suffix != ".safetensors":
+        return None
+    with safe_open(path, "pt") as file:
+        told = (file.metadata() or {}).get(CONFIG)
+    if told is None:
+        return None
+    try:
+        return _published(json.loads(told), path)
+    except (ValueError, TypeError) as damage:
+        raise ValueError(f"{path} is damaged: its metadata is not a config ({damage})") from damage
 
 
 def measured(shapes: Mapping[str, tuple[int, ...]], path: Path) -> WanConfig:
@@ -105,8 +123,7 @@ def diffusers(config: WanConfig) -> dict[str, Any]:
     }
 
 
-def _published(path: Path) -> WanConfig:
-    told = document(path)
+def _published(told: dict[str, Any], path: Path) -> WanConfig:
     grammar = _DIFFUSERS if _DIFFUSERS["head"] in told else _ORIGINAL
     lacking = [name for ours, name in grammar.items() if name not in told and ours not in (*_MAY_LACK, "text_len")]
     if lacking:

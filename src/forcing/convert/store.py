@@ -32,10 +32,16 @@ class Spec:
 Read = Callable[[str], Tensor]  # the tensor of that name, contiguous, on the CPU
 
 
-def save(path: Path, specs: Mapping[str, Spec], read: Read, called: Callable[[str], str]) -> None:
-    """A safetensors file of all `specs`, each under the name that `called` gives it."""
+def save(
+    path: Path,
+    specs: Mapping[str, Spec],
+    read: Read,
+    called: Callable[[str], str],
+    about: Mapping[str, str] | None = None,
+) -> None:
+    """A safetensors file of all `specs`, each under the name that `called` gives it. about: more of its metadata."""
     names = sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name))  # so that each begins at its own size
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **(about or {})}}
     start = 0
     for name in names:
         spec = specs[name]

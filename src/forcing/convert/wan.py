@@ -1,5 +1,6 @@
 """Wan's weights: loaded from what people publish, saved as what people expect, one tensor at a time."""
 
+import json
 import typing
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -111,7 +112,7 @@ def _stored(source: Path, config: WanConfig | None, part: str | None) -> Iterato
     with opened(path, part) as found:
         entries = _named(found, path)
         shapes = {name: entry.shape for name, entry in entries.items()}
-        told = config or sizes.beside(path.parent)
+        told = config or sizes.within(path) or sizes.beside(path.parent)
         known = told or sizes.measured(shapes, path)
         note = "" if told else f"; sizes are those of {', '.join(sizes.MEASURED)}"
         model = _empty(known, len(entries), path)
@@ -145,7 +146,7 @@ class _Target:
     def write(self, config: WanConfig, specs: Mapping[str, Spec], read: Read) -> Path:
         with files.whole(self.path) as draft:
             if self.single:
-                save(draft, specs, read, str)
+                save(draft, specs, read, str, {sizes.CONFIG: json.dumps(sizes.original(config))})
                 return self.path
             draft.mkdir()
             if self.to == "wan":
