@@ -20,7 +20,7 @@ from torch import nn
 from forcing import files, media
 from forcing.backbones.wan import WanConfig
 from forcing.convert import save_wan
-from forcing.text.umt5 import NEGATIVE
+from forcing.text.umt5 import NEGATIVE, quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -70,7 +70,8 @@ def fixture(folder: Path, *, seed: int = 0) -> Path:
     """
     with new(folder) as draft:
         try:
-            _save(draft, torch.Generator().manual_seed(seed))
+            with quiet():
+                _save(draft, torch.Generator().manual_seed(seed))
         except ModuleNotFoundError as missing:
             needs = 'pip install "forcing[wan]"'
             raise ValueError(f"a Wan pipeline needs the packages diffusers and transformers: {needs}") from missing

@@ -4,7 +4,8 @@ import hashlib
 import html
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,13 +127,14 @@ class UMT5:
         except ModuleNotFoundError as missing:
             raise ValueError(_NEEDS) from missing
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.folder / "tokenizer", local_files_only=True)
-            loaded: Any = UMT5EncoderModel.from_pretrained(
-                self.folder / "text_encoder",
-                local_files_only=True,
-                dtype=self.dtype or "auto",
-                output_loading_info=True,
-            )
+            with quiet():
+                tokenizer = AutoTokenizer.from_pretrained(self.folder / "tokenizer", local_files_only=True)
+                loaded: Any = UMT5EncoderModel.from_pretrained(
+                    self.folder / "text_encoder",
+                    local_files_only=True,
+                    dtype=self.dtype or "auto",
+                    output_loading_info=True,
+                )
             model, told = loaded
         except Exception as damage:  # tokenizers has no class of its own for a file that it cannot read
             raise ValueError(f"the text encoder in {self.folder} cannot be loaded ({_line(damage)})") from damage
@@ -140,6 +142,20 @@ class UMT5:
             lacking = sorted(told["missing_keys"])
             raise ValueError(f"the text encoder in {self.folder} lacks {len(lacking)} weights, such as {lacking[0]}")
         return tokenizer, model.to(self.device).eval().requires_grad_(False)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the library's own progress bars, which would run into ours."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def clean(prompt: str) -> str:
