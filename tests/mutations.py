@@ -465,7 +465,7 @@ MUTATIONS = [
         ("cli/shot.py", "[: self.frames - made]", ""),
         ("cli/shot.py", "if files.mark([path]) != self.mark:", "if False:"),
         ("cli/shot.py", "if not world.causal and (self.start is not None or self.switches):", "if False:"),
-        ("cli/film.py", 'if files.mark(weights_of(model)) != source["mark"]', "if False"),
+        ("cli/film.py", 'files.mark(weights_of(model)) != source["mark"]', "False"),
         ("cli/film.py", "path not in paths and not _taken(path)", "not _taken(path)"),
         ("cli/film.py", "wan.PLANS.get(steps) or Plan(wan.levels(steps))", "Plan(wan.levels(steps))"),
         ("cli/film.py", "world.kit = replace(kit_of(world), negative=options.negative)", "pass"),

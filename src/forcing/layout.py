@@ -17,7 +17,8 @@ from forcing.shapes import Bool, FrameMask, Times
 class Layout:
     """`times` [F]: frame index of each frame of the input. `mask` [F, F]: may row attend to column; None = all may.
 
-    Frames of `past`, if any, are visible to every frame of the input.
+    Frames of `past`, if any, are visible to every frame of the input, unless the mask has columns for them, too, which
+    come first: [F, P + F].
     """
 
     times: Times
@@ -26,7 +27,7 @@ class Layout:
 
     def table(self) -> FrameMask | None:
         """The mask with the past's columns first: [F, P + F], or None when everything is visible."""
-        if self.mask is None or self.past is None or self.past.held == 0:
+        if self.mask is None or self.past is None or self.past.held == 0 or len(self.mask) < self.mask.shape[1]:
             return self.mask
         return torch.cat(
             [torch.ones(len(self.mask), self.past.held, dtype=torch.bool, device=self.mask.device), self.mask], 1
@@ -59,6 +60,17 @@ def after(past: "Past", frames: int) -> Layout:
     return Layout(_times(past.end, past.end + frames), past=past)
 
 
+def merged(past: "Past", chunk: int) -> Layout:
+    """The newest clean chunk, to be settled, and the next noisy one in one pass: [clean; noisy] of 2 x `chunk` frames.
+
+    The noisy chunk sees the clean one, and of the past what will be left when that has settled.
+    """
+    see = torch.ones(2 * chunk, past.held + 2 * chunk, dtype=torch.bool)
+    see[:chunk, past.held + chunk :] = False
+    see[chunk:, list(past.leaving)] = False
+    return Layout(_times(past.end, past.end + 2 * chunk), see, past)
+
+
 @dataclass(frozen=True)
 class Past:
     """What the cache held when it was asked: a snapshot that later writes and evictions leave as it is.
@@ -70,11 +82,15 @@ class Past:
     end: int  # index of the next frame
     keys: tuple[Tensor | None, ...]  # per layer [B, held * tokens, heads, dim]
     values: tuple[Tensor | None, ...]
-    fresh: dict[int, tuple[Tensor, Tensor]]  # layer -> keys and values of the newest forward, for `Cache.settle`
+    fresh: dict[int, tuple[Tensor, Tensor, int | None]]  # layer -> keys, values, frames of the newest forward
+    leaving: tuple[int, ...] = ()  # of these frames, then the next chunk's, those that the chunk after it will not see
 
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, S, heads, dim] of the past and of the input, in that order."""
-        self.fresh[layer] = (k, v)
+    def extend(self, layer: int, k: Tensor, v: Tensor, frames: int | None = None) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, S, heads, dim] of the past and of the input, in that order.
+
+        frames: of the input, for those who will settle fewer.
+        """
+        self.fresh[layer] = (k, v, frames)
         key, value = self.keys[layer], self.values[layer]
         if key is None or value is None:
             return k, v
@@ -101,16 +117,17 @@ class Cache:
         if room < 1 or room + self.sink > self.window:
             raise ValueError(f"a window of {self.window} frames with {self.sink} sink frames has no room for {room}")
         self._evict(max(0, self.held + room - self.window))
-        self._reading = Past(self.held, self.end, tuple(self.keys), tuple(self.values), {})
+        leaving = tuple(range(self.sink, self.sink + max(0, self.held + 2 * room - self.window)))
+        self._reading = Past(self.held, self.end, tuple(self.keys), tuple(self.values), {}, leaving)
         return self._reading
 
     def settle(self, frames: int) -> None:
-        """Commit the `frames` frames of the newest forward: they are the past from now on."""
+        """Commit the first `frames` frames of the newest forward: they are the past from now on."""
         if self._reading is None or not self._reading.fresh:
             raise RuntimeError("settle() needs a forward pass since past()")
         reading, self._reading = self._reading, None
         for layer in range(len(self.keys)):
-            self.keys[layer], self.values[layer] = _joined(reading, layer)
+            self.keys[layer], self.values[layer] = _joined(reading, layer, frames)
         self.held += frames
         self.end += frames
 
@@ -131,8 +148,10 @@ def widen(table: FrameMask, queries: int, keys: int) -> Bool[Tensor, "tq tk"]:
     return table.repeat_interleave(queries, 0).repeat_interleave(keys, 1)
 
 
-def _joined(reading: Past, layer: int) -> tuple[Tensor, Tensor]:
-    k, v = reading.fresh[layer]
+def _joined(reading: Past, layer: int, frames: int) -> tuple[Tensor, Tensor]:
+    k, v, asked = reading.fresh[layer]
+    if asked is not None and frames < asked:
+        k, v = (each[:, : each.shape[1] // asked * frames] for each in (k, v))
     key, value = reading.keys[layer], reading.values[layer]
     return (k, v) if key is None or value is None else (torch.cat([key, k], 1), torch.cat([value, v], 1))
 

@@ -198,3 +198,12 @@ def test_latents_that_do_not_fit_are_named(size):
 def test_sizes_that_cannot_be_are_named(changes, says):
     with pytest.raises(ValueError, match=says):
         replace(SMALL, **changes)
+
+
+@torch.no_grad()
+def test_prepared_conditions_change_nothing():
+    model, x, sigma, cond = made(), drawn(2, 3, 4, 4, 4), torch.rand(2, 3), told(2, length=4)
+    ready = model.prepare(cond)
+    assert list(ready.static) != list(cond.static)
+    for layout in (full(3), causal(3, 1)):
+        assert torch.equal(model(x, sigma, ready, layout), model(x, sigma, cond, layout))

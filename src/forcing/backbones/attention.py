@@ -17,7 +17,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, layer: int) -> Tenso
     """q, k, v [B, frames * tokens, heads, dim] -> [B, frames * tokens, heads, dim]. k must be rotated already."""
     tokens = q.shape[1] // len(layout.times)
     if layout.past is not None:
-        k, v = layout.past.extend(layer, k, v)
+        k, v = layout.past.extend(layer, k, v, len(layout.times))
     table = layout.table()
     if table is None:
         return _sdpa(q, k, v)

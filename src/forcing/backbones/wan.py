@@ -6,7 +6,7 @@ makes a model causal is the layout that it is called with. Sizes and sub-modules
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from forcing.layout import Cache, Layout
 
 EPS = 1e-6
 ROPE_BASE = 10000.0
+TEXTS = "text in layers"  # the condition that `Wan.prepare` makes of "text"
 _FLOAT32 = ("time_embedding.", "time_projection.", "modulation", "norm")
 
 
@@ -97,6 +98,11 @@ class Wan(nn.Module):
         del batch
         return Cache(self.config.num_layers, window=window, sink=sink)
 
+    def prepare(self, cond: Cond) -> Cond:
+        """What stays the same as long as the conditions do, computed once: keys and values of the text, in each layer."""
+        (batch, *_), *_ = (value.shape for value in cond.static.values())
+        return replace(cond, static={TEXTS: self._texts(cond, batch)})
+
     def forward(self, x: Tensor, sigma: Tensor, cond: Cond, layout: Layout) -> Tensor:
         _, p, q = self.config.patch
         height, width = x.shape[-2:]
@@ -106,12 +112,12 @@ class Wan(nn.Module):
                 f"and sides that are multiples of {p} and {q}"
             )
         tokens = self.patch_embedding(x)
-        text = self._text(cond, len(x))
+        texts = cond.static[TEXTS] if TEXTS in cond.static else self._texts(cond, len(x))
         e, modulation = self._told(sigma)
         grid = height // p, width // q
         times, dim = layout.times.to(x.device), self.config.dim // self.config.num_heads
         turn = turns(angles(times, *grid, dim, ROPE_BASE, dtype=torch.float64), tokens.dtype)
-        for block in self.blocks:
+        for block, text in zip(self.blocks, texts.unbind(1), strict=True):
             if self.config.checkpoint and torch.is_grad_enabled():
                 tokens = checkpoint(block, tokens, modulation, text, turn, layout, use_reentrant=False)
             else:
@@ -126,7 +132,8 @@ class Wan(nn.Module):
             e = self.time_embedding(_sinusoid(1000 * sigma.double(), self.config.freq_dim).to(kind))
             return _precise(e), _precise(self.time_projection(e)).unflatten(-1, (6, -1))
 
-    def _text(self, cond: Cond, batch: int) -> Tensor:
+    def _texts(self, cond: Cond, batch: int) -> Tensor:
+        """Keys and values of the text in each layer, [B, layers, 2, L, dim]."""
         if "text" not in cond.static:
             raise ValueError(f"Wan needs the condition 'text' [B, L, {self.config.text_dim}]; got {cond.names()}")
         text, most = cond.static["text"], self.config.text_len
@@ -136,7 +143,8 @@ class Wan(nn.Module):
                 f"{self.config.text_dim}]"
             )
         padded = F.pad(text, (0, 0, 0, most - text.shape[1]))
-        return self.text_embedding(padded.to(self.text_embedding.get_parameter("0.weight").dtype))
+        embedded = self.text_embedding(padded.to(self.text_embedding.get_parameter("0.weight").dtype))
+        return torch.stack([block.cross_attn.told(embedded) for block in self.blocks if isinstance(block, Block)], 1)
 
     @torch.no_grad()
     def _initialise(self) -> None:
@@ -165,7 +173,7 @@ class PatchEmbedding(nn.Conv3d):
 
 
 class Block(nn.Module):
-    """x [B, F, N, D] of N tokens a frame; modulation [B, F, 6, D]; text [B, L, D]; turn [F * N, head / 2] complex."""
+    """x [B, F, N, D], N tokens a frame; modulation [B, F, 6, D]; text [B, 2, L, D]; turn [F * N, head / 2] complex."""
 
     def __init__(self, config: WanConfig, layer: int) -> None:
         super().__init__()
@@ -215,10 +223,13 @@ class SelfAttention(Attention):
 class CrossAttention(Attention):
     """To all of the text, its padding included: the released weights were trained so."""
 
+    def told(self, text: Tensor) -> Tensor:
+        """Keys and values [B, 2, L, D] of a text [B, L, D]."""
+        return torch.stack([self.norm_k(self.k(text)), self.v(text)], 1)
+
     def forward(self, x: Tensor, text: Tensor) -> Tensor:
         frames, x = x.shape[1], x.flatten(1, 2)
-        parts = (self.norm_q(self.q(x)), self.norm_k(self.k(text)), self.v(text))
-        q, k, v = (self.split(part).transpose(1, 2) for part in parts)
+        q, k, v = (self.split(part).transpose(1, 2) for part in (self.norm_q(self.q(x)), *text.unbind(1)))
         seen = F.scaled_dot_product_attention(q, k, v)
         return self.o(seen.transpose(1, 2).flatten(2)).unflatten(1, (frames, -1))
 

@@ -1,0 +1,98 @@
+"""A cache for streaming: the same past as `layout.Cache`, without an allocation or a copy of what stays.
+
+All keys and values live in one tensor. Frames held come first, in any order: attention does not ask for it, since keys
+are rotated already. The newest forward writes behind them, and what settles stays where it was written until the window
+is full; from then on it takes the place of what leaves. Frames that leave next stand first, so that what either half
+of a merged pass may see is one run of frames.
+"""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from forcing.layout import Cache, Past
+
+
+@dataclass(frozen=True)
+class Reading(Past):
+    """A past whose keys and values are in a `Ring`: good until that settles."""
+
+    ring: "Ring" = field(kw_only=True)
+
+    def extend(self, layer: int, k: Tensor, v: Tensor, frames: int | None = None) -> tuple[Tensor, Tensor]:
+        if frames is None:
+            raise ValueError("a ring must be told how many frames are written to it")
+        return self.ring.write(layer, k, v, frames)
+
+
+class Ring(Cache):
+    """Keys and values of settled frames, for inference alone: readings are not snapshots.
+
+    layers: of the network. window, sink: as in `Cache`. chunk: frames that are denoised together; room for them is kept
+    at all times, so that nothing has to leave when a chunk begins.
+    """
+
+    def __init__(self, layers: int, *, window: int, sink: int = 0, chunk: int = 1) -> None:
+        super().__init__(layers, window=window, sink=sink)
+        if chunk < 1 or chunk + sink > window:
+            raise ValueError(f"a window of {window} frames with {sink} sink frames has no room for chunks of {chunk}")
+        self.layers, self.chunk, self.most = layers, chunk, window - chunk
+        self._store: Tensor | None = None  # [layers, 2, B, most + 2 chunks, tokens, heads, dim]
+        self._places: list[int] = []  # where each frame held is, the oldest first
+        self._written = 0  # frames of the newest forward
+
+    def past(self, room: int) -> Reading:
+        """What is held."""
+        if not 1 <= room <= self.chunk:
+            raise ValueError(f"this ring keeps room for {self.chunk} frames, not for {room}")
+        self._written = 0
+        leaving = range(self.sink, self.sink + self._leaving(self.held))
+        places = tuple(i - self.sink if i < self.held else i for i in leaving)
+        return Reading(self.held, self.end, (), (), {}, places, ring=self)
+
+    def write(self, layer: int, k: Tensor, v: Tensor, frames: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, S, heads, dim] of all that is held and of the input, as views; the input is written."""
+        if frames > 2 * self.chunk:
+            raise ValueError(f"this ring keeps room for {2 * self.chunk} frames, not for {frames}")
+        if self._store is None:
+            frame = (k.shape[0], self.most + 2 * self.chunk, k.shape[1] // frames, *k.shape[2:])
+            self._store = k.new_zeros((self.layers, 2, *frame))
+        start, stop = self.held, self.held + frames
+        self._written = frames
+        own = self._store[layer]
+        for part, value in zip(own, (k, v), strict=True):
+            part[:, start:stop].copy_(value.unflatten(1, (frames, -1)))
+        keys, values = (part[:, :stop].flatten(1, 2) for part in own)
+        return keys, values
+
+    def settle(self, frames: int) -> None:
+        """Commit the first `frames` frames of the newest forward."""
+        if not 1 <= frames <= self._written:
+            raise RuntimeError(f"settle({frames}) needs a forward pass of so many frames since past()")
+        at = [*self._places, *range(self.held, self.held + frames)]
+        del at[self.sink : self.sink + max(0, len(at) - self.most)]
+        self.held = len(at)
+        self.end += frames
+        self._places = self._arranged(at)
+        moved = [(old, new) for old, new in zip(at, self._places, strict=True) if old != new]
+        if moved and self._store is not None:
+            old, new = (list(each) for each in zip(*moved, strict=True))
+            self._store[:, :, :, new] = self._store[:, :, :, old]  # read as a whole before it is written
+        self._written = 0
+
+    def _arranged(self, at: list[int]) -> list[int]:
+        """Where frames that are at `at` should be: without holes, those that leave next first, and else unmoved."""
+        first = range(max(0, min(self._leaving(len(at)), len(at) - self.sink)))
+        free = set(range(len(at))) - set(first)
+        places: list[int | None] = [None] * len(at)
+        for i, now in enumerate(at):
+            if i - self.sink in first:
+                places[i] = i - self.sink
+            elif now in free:
+                places[i] = now
+        free -= set(places)
+        return [free.pop() if place is None else place for place in places]
+
+    def _leaving(self, held: int) -> int:
+        """How many frames the next chunk drives out, where so many are held."""
+        return max(0, held + self.chunk - self.most)
