@@ -99,7 +99,7 @@ class Wan(nn.Module):
         return Cache(self.config.num_layers, window=window, sink=sink)
 
     def prepare(self, cond: Cond) -> Cond:
-        """What stays the same as long as the conditions do, computed once: keys and values of the text, in each layer."""
+        """What stays as long as the conditions do, computed once: keys and values of the text, in each layer."""
         (batch, *_), *_ = (value.shape for value in cond.static.values())
         return replace(cond, static={TEXTS: self._texts(cond, batch)})
 
