@@ -88,6 +88,38 @@ def test_what_cannot_be_written_is_named_as_it_was_asked_for(tmp_path):
     assert (tmp_path / "fine").is_dir() and not any((tmp_path / "fine").iterdir())
 
 
+@pytest.mark.parametrize("at", [0, 9, 500, 509, -10, -1])
+def test_a_large_file_is_known_by_its_ends_and_its_middle(tmp_path, monkeypatch, at):
+    monkeypatch.setattr(files, "_WHOLE", 100)
+    monkeypatch.setattr(files, "_MIB", 10)
+    path, data = tmp_path / "large", bytearray(1000)
+    path.write_bytes(data)
+    before = files.mark([path])
+    data[250] = 1  # which no sample sees
+    path.write_bytes(data)
+    assert files.mark([path]) == before
+    data[at] = 1
+    path.write_bytes(data)
+    assert files.mark([path]) != before
+
+
+def test_a_mark_tells_names_sizes_and_contents_apart(tmp_path, monkeypatch):
+    def mark(folder, **contents):
+        paths = [tmp_path / folder / name for name in contents]
+        for path in paths:
+            files.write(path, contents[path.name])
+        return files.mark(paths)
+
+    before = mark("f", a="one", b="two")
+    assert mark("f", b="two", a="one") == before  # in whatever order
+    others = [mark("f", a="two", b="one"), mark("f", a="onet", b="wo"), mark("f", a="one", c="two"), mark("f", a="one")]
+    others.append(mark("g", a="one", b="two"))
+    assert len({before, *others}) == 6
+    monkeypatch.setattr(files, "_WHOLE", 10)
+    monkeypatch.setattr(files, "_MIB", 1)
+    assert mark("f", a="0" * 99) != mark("f", a="0" * 98)
+
+
 def test_a_killed_process_leaves_no_draft_for_long(tmp_path):
     (tmp_path / f".a.{os.getpid() + 1}.tmp").mkdir()
     (tmp_path / ".b.1.tmp").touch()

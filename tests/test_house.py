@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import mutations
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -334,3 +335,7 @@ def test_the_check_of_directions_works(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "SOURCE", tmp_path)
     with pytest.raises(AssertionError):
         test_imports_point_one_way()
+
+
+def test_every_line_that_is_broken_on_purpose_is_there():
+    assert not mutations.misplaced(SOURCE)

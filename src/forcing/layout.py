@@ -12,6 +12,8 @@ from torch import Tensor
 
 from forcing.shapes import Bool, FrameMask, Times
 
+Frames = tuple[tuple[Tensor, Tensor], ...]  # keys and values of each frame [B, tokens, heads, dim]
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -80,8 +82,7 @@ class Past:
 
     held: int  # frames that can be attended to
     end: int  # index of the next frame
-    keys: tuple[Tensor | None, ...]  # per layer [B, held * tokens, heads, dim]
-    values: tuple[Tensor | None, ...]
+    layers: tuple[Frames, ...]  # shared between snapshots: each frame is in memory once, however many saw it
     fresh: dict[int, tuple[Tensor, Tensor, int | None]]  # layer -> keys, values, frames of the newest forward
     leaving: tuple[int, ...] = ()  # of these frames, then the next chunk's, those that the chunk after it will not see
 
@@ -91,10 +92,10 @@ class Past:
         frames: of the input, for those who will settle fewer.
         """
         self.fresh[layer] = (k, v, frames)
-        key, value = self.keys[layer], self.values[layer]
-        if key is None or value is None:
+        held = self.layers[layer]
+        if not held:
             return k, v
-        return torch.cat([key, k], 1), torch.cat([value, v], 1)
+        return torch.cat([*(key for key, _ in held), k], 1), torch.cat([*(value for _, value in held), v], 1)
 
 
 class Cache:
@@ -108,8 +109,7 @@ class Cache:
             raise ValueError(f"need window >= 1 and 0 <= sink < window, got window {window} and sink {sink}")
         self.window, self.sink = window, sink
         self.held, self.end = 0, 0
-        self.keys: list[Tensor | None] = [None] * layers
-        self.values: list[Tensor | None] = [None] * layers
+        self.layers: list[Frames] = [()] * layers
         self._reading: Past | None = None
 
     def past(self, room: int) -> Past:
@@ -118,7 +118,7 @@ class Cache:
             raise ValueError(f"a window of {self.window} frames with {self.sink} sink frames has no room for {room}")
         self._evict(max(0, self.held + room - self.window))
         leaving = tuple(range(self.sink, self.sink + max(0, self.held + 2 * room - self.window)))
-        self._reading = Past(self.held, self.end, tuple(self.keys), tuple(self.values), {}, leaving)
+        self._reading = Past(self.held, self.end, tuple(self.layers), {}, leaving)
         return self._reading
 
     def settle(self, frames: int) -> None:
@@ -126,20 +126,16 @@ class Cache:
         if self._reading is None or not self._reading.fresh:
             raise RuntimeError("settle() needs a forward pass since past()")
         reading, self._reading = self._reading, None
-        for layer in range(len(self.keys)):
-            self.keys[layer], self.values[layer] = _joined(reading, layer, frames)
+        for layer, held in enumerate(reading.layers):
+            self.layers[layer] = (*held, *_frames(*reading.fresh[layer], frames))
         self.held += frames
         self.end += frames
 
     def _evict(self, frames: int) -> None:
         if frames == 0:
             return
-        for store in (self.keys, self.values):
-            for layer, held in enumerate(store):
-                if held is not None:
-                    # cat allocates: snapshots given out earlier keep the tensors they were made of
-                    n = held.shape[1] // self.held
-                    store[layer] = torch.cat([held[:, : self.sink * n], held[:, (self.sink + frames) * n :]], 1)
+        # new tuples: snapshots given out earlier keep the frames that they were made of
+        self.layers = [held[: self.sink] + held[self.sink + frames :] for held in self.layers]
         self.held -= frames
 
 
@@ -148,12 +144,12 @@ def widen(table: FrameMask, queries: int, keys: int) -> Bool[Tensor, "tq tk"]:
     return table.repeat_interleave(queries, 0).repeat_interleave(keys, 1)
 
 
-def _joined(reading: Past, layer: int, frames: int) -> tuple[Tensor, Tensor]:
-    k, v, asked = reading.fresh[layer]
-    if asked is not None and frames < asked:
-        k, v = (each[:, : each.shape[1] // asked * frames] for each in (k, v))
-    key, value = reading.keys[layer], reading.values[layer]
-    return (k, v) if key is None or value is None else (torch.cat([key, k], 1), torch.cat([value, v], 1))
+def _frames(k: Tensor, v: Tensor, asked: int | None, frames: int) -> Frames:
+    """The first `frames` frames of keys and values of `asked` frames."""
+    split = [each.unflatten(1, (asked or frames, -1)).unbind(1)[:frames] for each in (k, v)]
+    if asked is not None and frames < asked:  # what is not settled should not stay in memory with what is
+        split = [tuple(frame.clone() for frame in each) for each in split]
+    return tuple(zip(*split, strict=True))
 
 
 def _times(start: int, stop: int) -> Times:

@@ -185,7 +185,7 @@ class Recipe:
     @property
     def causal(self) -> bool:
         """False for a bidirectional model, whose one chunk is a whole clip."""
-        return self.sampling.chunk < self.frames or self.frames == 1
+        return not isinstance(self.stage, Bidirectional)
 
 
 def _told(plan: Plan) -> str:

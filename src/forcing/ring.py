@@ -36,7 +36,7 @@ class Ring(Cache):
         super().__init__(layers, window=window, sink=sink)
         if chunk < 1 or chunk + sink > window:
             raise ValueError(f"a window of {window} frames with {sink} sink frames has no room for chunks of {chunk}")
-        self.layers, self.chunk, self.most = layers, chunk, window - chunk
+        self.chunk, self.most = chunk, window - chunk
         self._store: Tensor | None = None  # [layers, 2, B, most + 2 chunks, tokens, heads, dim]
         self._places: list[int] = []  # where each frame held is, the oldest first
         self._written = 0  # frames of the newest forward
@@ -48,7 +48,7 @@ class Ring(Cache):
         self._written = 0
         leaving = range(self.sink, self.sink + self._leaving(self.held))
         places = tuple(i - self.sink if i < self.held else i for i in leaving)
-        return Reading(self.held, self.end, (), (), {}, places, ring=self)
+        return Reading(self.held, self.end, (), {}, places, ring=self)
 
     def write(self, layer: int, k: Tensor, v: Tensor, frames: int) -> tuple[Tensor, Tensor]:
         """Keys and values [B, S, heads, dim] of all that is held and of the input, as views; the input is written."""
@@ -56,7 +56,7 @@ class Ring(Cache):
             raise ValueError(f"this ring keeps room for {2 * self.chunk} frames, not for {frames}")
         if self._store is None:
             frame = (k.shape[0], self.most + 2 * self.chunk, k.shape[1] // frames, *k.shape[2:])
-            self._store = k.new_zeros((self.layers, 2, *frame))
+            self._store = k.new_zeros((len(self.layers), 2, *frame))
         start, stop = self.held, self.held + frames
         self._written = frames
         own = self._store[layer]

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from forcing import files
 from forcing.actions.keys import Keys
@@ -147,11 +148,10 @@ class World:
         `rng` is of the device that the model is on; what is yielded is there, too.
         """
         how = sampling or self.recipe.sampling
-        model: Backbone = Guided(self.model, how.guidance, self.uncond)
+        model: Backbone = Guided(self.model, how.guidance, _once(self.uncond))
         cache = model.cache(clips, window=how.window, sink=how.sink)
         shape = (clips, how.chunk, *(latents or self.latents))
-        placed = (cond.map(lambda value: value.to(rng.device)) for cond in conds)
-        chunks = rollout(model, placed, shape, how.plan, cache, rng)
+        chunks = rollout(model, _placed(conds, rng.device), shape, how.plan, cache, rng)
         with torch.no_grad():  # never around a `yield`: it would leak to the caller between chunks
             if start is not None:
                 clean, told = (start[0].to(rng.device), start[1].map(lambda value: value.to(rng.device)))
@@ -163,6 +163,30 @@ class World:
             if chunk is None:
                 return
             yield chunk
+
+
+def _placed(conds: Iterable[Cond], device: torch.device) -> Iterator[Cond]:
+    """Conditions on the device; what stays the same from chunk to chunk is brought there once."""
+    last: Cond | None = None
+    here: Mapping[str, Tensor] = {}
+    for cond in conds:
+        if last is None or any(value is not last.static.get(name) for name, value in cond.static.items()):
+            here = {name: value.to(device) for name, value in cond.static.items()}
+        last = cond
+        yield Cond(here, {name: value.to(device) for name, value in cond.per_frame.items()})
+
+
+def _once(uncond: Callable[[Cond], Cond]) -> Callable[[Cond], Cond]:
+    """The same, asked again only where the conditions have other shapes."""
+    known: dict[tuple[torch.Size, ...], Cond] = {}
+
+    def asked(cond: Cond) -> Cond:
+        shapes = tuple(value.shape for value in (*cond.static.values(), *cond.per_frame.values()))
+        if shapes not in known:
+            known[shapes] = uncond(cond)
+        return known[shapes]
+
+    return asked
 
 
 def _pieces(frames: int, chunk: int) -> list[tuple[int, int]]:

@@ -1,5 +1,6 @@
 """The published LMDB layout: what others wrote is read, what we write others can read, and damage is told."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -162,6 +163,67 @@ def test_a_database_becomes_a_set(tmp_path, monkeypatch):
     before = contents(tmp_path / "out")
     encode(path, tmp_path / "out", replace(CUT, fps=12.0), models(), holdout=0.0)
     assert contents(tmp_path / "out") == before
+
+
+def test_a_folder_of_shards_is_one_database(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "PART", 2)
+    rows, source = latents(7, *CLIP), tmp_path / "shards"
+    source.mkdir()
+    prompts = ["a", "b", "c", "a", "d", "e", "f"]
+    published(source / "b", rows[3:5], prompts[3:5])
+    published(source / "a", rows[:3, None], prompts[:3], latents_1_data=b"123")  # a row more deep is the same clip
+    published(source / "c10", rows[5:6], prompts[5:6])
+    published(source / "c9", rows[6:], prompts[6:], prompts_0_data=None)
+    (source / "README.md").touch()
+    (source / ".cache").mkdir()
+    made = encode(source, tmp_path / "out", CUT, models(), holdout=0.0)
+    assert made.problems == [
+        Problem("row a/1", "has 3 bytes of latents, not 108"),
+        Problem("row c9/0", "has no prompts_0_data"),
+    ]
+    found = LatentSet.open(tmp_path / "out")
+    assert [clip["source"] for clip in found.manifest["clips"]] == ["a/0", "a/2", "b/0", "b/1", "c10/0"]
+    batch = found.batch(np.arange(5))
+    assert (batch.latents.numpy() == rows[[0, 2, 3, 4, 5]]).all()
+    assert torch.equal(batch.cond.static["text"], Letters().encode(["a", "c", "a", "d", "e"])[:, :3])
+    encode(source, tmp_path / "two", CUT, models(("cpu", "cpu")), holdout=0.0)
+    assert contents(tmp_path / "two") == contents(tmp_path / "out")
+
+    shutil.rmtree(source / "c9")
+    published(source / "d", rows[6:], ["z"])
+    stamps = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("shard-*.safetensors")}
+    assert encode(source, tmp_path / "out", CUT, models(), holdout=0.0).clips == 6
+    assert stamps.items() < {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}.items()
+
+
+def test_shards_are_named_by_what_is_in_them_alone(tmp_path):
+    """Of two with as many rows and bytes, neither answers for the other."""
+    rows, source = latents(2, *CLIP), tmp_path / "shards"
+    source.mkdir()
+    for name, row in (("a", rows[:1]), ("b", rows[1:])):
+        published(source / name, row, ["same"])
+    encode(source, tmp_path / "out", CUT, models(), holdout=0.0)
+    assert (LatentSet.open(tmp_path / "out").batch(np.arange(2)).latents.numpy() == rows).all()
+
+
+def test_shards_that_are_not_alike_are_refused(tmp_path):
+    source = tmp_path / "shards"
+    source.mkdir()
+    published(source / "a", latents(1, *CLIP))
+    published(source / "b", latents(1, 2, *CLIP[1:]))
+    with pytest.raises(ValueError, match=r"b has clips of \[2, 3, 2, 3\], and \S+a of \[3, 3, 2, 3\]: they must be"):
+        encode(source, tmp_path / "out", CUT, models())
+    shutil.rmtree(source / "b")
+    (source / "c").mkdir()
+    with pytest.raises(ValueError, match=r"shards/c has no data\.mdb, as a shard of the LMDB \S+shards must"):
+        encode(source, tmp_path / "out", CUT, models())
+    assert not (tmp_path / "out").exists()
+
+
+def test_videos_beside_a_database_are_what_is_encoded(tmp_path):
+    source = shoot(tmp_path / "v", [5])
+    published(source / "db", latents(3, *CLIP))
+    assert encode(source, tmp_path / "out", CUT, models()).clips == 1
 
 
 def test_latents_that_the_codec_does_not_make_are_refused(tmp_path):

@@ -64,10 +64,12 @@ def test_a_snapshot_stays_as_it_was():
     for f in range(3):
         remember(model, normal(1, 1, *SIZE, seed=f), told(1, 1), cache)
     past = cache.past(1)  # evicts nothing, so it holds the very tensors that the next lines evict from and add to
-    before = [tensor.clone() for tensor in (*past.keys, *past.values)]
+    seen = [tensor for frames in past.layers for pair in frames for tensor in pair]
+    before = [tensor.clone() for tensor in seen]
     for frames in (2, 1, 3, 1):
         remember(model, normal(1, frames, *SIZE, seed=9 + frames), told(1, frames), cache)
-    assert all(torch.equal(a, b) for a, b in zip(before, (*past.keys, *past.values), strict=True))
+    assert seen and all(torch.equal(a, b) for a, b in zip(before, seen, strict=True))
+    assert [len(frames) for frames in past.layers] == [3] * len(past.layers)
     assert past.held == 3 and past.end == 3 and cache.end == 10
 
 
@@ -97,7 +99,18 @@ def test_two_rooms_of_a_mixed_stream_fit_the_window():
         remember(model, normal(1, frames, *SIZE), told(1, frames), cache)
         assert cache.held <= 5
     assert cache.held == 5 and cache.end == 8
-    assert cache.keys[0].shape[1] == 5 * 8
+    assert [key.shape[1] for key, _ in cache.layers[0]] == [8] * 5
+
+
+def test_a_frame_is_in_memory_once_however_many_chunks_saw_it(double):
+    # a copy for each snapshot is what keeps a rollout with gradients of a large model from fitting
+    model, frames = wild(), 8
+    cache, pasts = model.cache(1, window=frames), []
+    for f in range(frames - 1):
+        remember(model, normal(1, 1, *SIZE, seed=f), told(1, 1), cache)
+        pasts.append(cache.past(1))
+    places = {tensor.data_ptr() for past in pasts for pair in past.layers[0] for tensor in pair}
+    assert len(places) == 2 * (frames - 1)
 
 
 @pytest.mark.parametrize(("window", "sink"), [(0, 0), (-1, 0), (3, 3), (3, 4), (3, -1)])

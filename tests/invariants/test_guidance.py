@@ -77,7 +77,7 @@ def test_a_guided_cache_holds_both_halves():
 
     for scale, layers in ((3.0, 8), (1.0, 4)):
         cache = Guided(Asked(), scale).cache(4, window=5, sink=2)
-        assert (len(cache.keys), cache.window, cache.sink) == (layers, 5, 2)
+        assert (len(cache.layers), cache.window, cache.sink) == (layers, 5, 2)
 
 
 def test_conditions_side_by_side_must_tell_the_same():

@@ -141,6 +141,17 @@ def test_autocast_leaves_the_embedding_of_sigma_alone():
     assert out.dtype == torch.float32
 
 
+def test_autocast_rounds_neither_latents_nor_velocity():
+    model, seen = made(dtype=torch.float32), []
+    model.blocks[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    x = drawn(1, 1, 4, 4, 4).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model(x, torch.tensor([[0.5]]), told(dtype=torch.float32), full(1))
+        other = model(x + 1e-5, torch.tensor([[0.5]]), told(dtype=torch.float32), full(1))
+    assert seen[0].dtype == torch.float32 and (seen[0] != seen[1]).float().mean() > 0.9
+    assert (out != out.bfloat16().float()).float().mean() > 0.9 and (out != other).any()
+
+
 def test_checkpointing_changes_no_gradient():
     grads = []
     for config in (SMALL, replace(SMALL, checkpoint=True)):

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from forcing.codecs import Codec
 from forcing.codecs.linear import LinearCodec
@@ -234,6 +235,22 @@ def test_latents_that_do_not_suit(plain):
     assert torch.equal(torch.cat([first, rest], 1), library(plain, both))  # no error left a trace
 
 
+def test_latents_that_are_not_finite_are_an_error(plain):
+    for value in (np.nan, np.inf, -np.inf):
+        latents = drawn(1, 2, 4, 2, 2)
+        latents[0, 1, 3, 1, 1] = value
+        with pytest.raises(ValueError, match="the latents are not finite"):
+            plain.decode(latents)
+
+
+def test_pictures_that_are_not_finite_are_an_error():
+    vae = wild()
+    with torch.no_grad():
+        vae.decoder.conv_out.weight *= 1e38
+    with pytest.raises(ValueError, match="the decoded pictures are not finite, though the latents are"):
+        WanVAE(vae).decode(drawn(1, 2, 4, 2, 2))
+
+
 def damage(path, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
@@ -294,6 +311,23 @@ def test_a_config_that_is_no_object_is_named(folder):
 def test_weights_of_another_network_are_named(folder):
     damage(folder / "vae" / CONFIG, num_res_blocks=2)
     with pytest.raises(ValueError, match=rf"{WEIGHTS}: \d+ weights are missing, .*: \S+, \S+, \S+, \.{{3}}"):
+        WanVAE.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("harm", "says"),
+    [
+        (lambda value: value.fill_(np.nan), "has values that are NaN, infinite or too large for torch.float32"),
+        (lambda value: value.fill_(-np.inf), "has values that are NaN, infinite or too large for torch.float32"),
+        (lambda value: value.to(torch.float8_e4m3fn), "is stored as torch.float8_e4m3fn; weights are torch.float32, "),
+        (lambda value: value.to(torch.int8), "is stored as torch.int8; weights are torch.float32, "),
+    ],
+)
+def test_weights_that_are_no_numbers_to_compute_with_are_named(folder, harm, says):
+    path, name = folder / "vae" / WEIGHTS, "encoder.conv_in.bias"
+    weights = load_file(path)
+    save_file(weights | {name: harm(weights[name])}, path)
+    with pytest.raises(ValueError, match=f"^{path}: {name} {says}"):
         WanVAE.load(folder)
 
 

@@ -111,7 +111,9 @@ class Wan(nn.Module):
                 f"latents are {list(x.shape[2:])} (channels, height, width): need {self.config.in_channels} channels "
                 f"and sides that are multiples of {p} and {q}"
             )
-        tokens = self.patch_embedding(x)
+        # latents of neighbouring noise levels differ by less than bfloat16 tells apart
+        with torch.autocast(x.device.type, enabled=False):
+            tokens = self.patch_embedding(x)
         texts = cond.static[TEXTS] if TEXTS in cond.static else self._texts(cond, len(x))
         e, modulation = self._told(sigma)
         grid = height // p, width // q
@@ -122,7 +124,8 @@ class Wan(nn.Module):
                 tokens = checkpoint(block, tokens, modulation, text, turn, layout, use_reentrant=False)
             else:
                 tokens = block(tokens, modulation, text, turn, layout)
-        out = self.head(tokens, e)
+        with torch.autocast(x.device.type, enabled=False):
+            out = self.head(tokens, e)
         return rearrange(out, "b f (h w) (p q c) -> b f c (h p) (w q)", h=grid[0], p=p, q=q).to(x.dtype)
 
     def _told(self, sigma: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -17,8 +17,9 @@ from forcing.cli.options import HELP, read, read_known, shown
 from forcing.data.latents import LatentSet
 from forcing.recipe import Recipe, differences, parse
 from forcing.recipes import find, wan
+from forcing.stages.dmd import DMD
 from forcing.train.compute import place
-from forcing.train.material import Encoded
+from forcing.train.material import DATA, Encoded
 from forcing.train.run import train
 from forcing.world import World
 
@@ -27,8 +28,9 @@ from forcing.world import World
 class Where:
     """Train one stage of Causal Forcing++ on Wan: forcing train wan-NAME --model DIR --data DIR [options].
 
-    wan-base tunes the base to the data; wan-ar makes the AR teacher, wan-cd the few-step student, and
-    wan-dmd-4step, -2step and -1step the final ones. Each starts from the product of the one before in the same run.
+    wan-ar makes the AR teacher of the base, wan-cd the few-step student of that, and wan-dmd-4step, -2step and -1step
+    the final ones of that: each starts from the product in the same run. wan-base, first, tunes the base to the data;
+    --start takes it, or any other weights.
     """
 
     model: Path  # the released base: a pipeline's folder
@@ -39,7 +41,7 @@ class Where:
     pipeline: Annotated[Path | None, shown("DIR")] = None  # VAE and text encoder, if --model is without
     chunk: int = 1  # frames generated together: 1 is frame-wise, the published chunk-wise models have 3
     device: str = "auto"  # cpu, cuda or cuda:N
-    frozen: str = "bfloat16"  # what frozen networks are kept in, on a GPU: float32 or bfloat16
+    frozen: str = "bfloat16"  # what DMD's teacher is kept in, on a GPU: float32 or bfloat16
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,12 @@ def run(args: Sequence[str], console: Console) -> int:
     if recipe.name != Path(recipe.name).name or recipe.name.startswith("."):
         raise ValueError(f"name is {recipe.name!r}: it must be the name of a folder within the run")
     home = where.run / recipe.name
-    if _finished(home, recipe):
+    if isinstance(recipe.stage, DMD) and where.teacher is None:
+        console.print(f"no --teacher: {where.model} itself is asked (the published teacher is the 14B model)")
+    starts = {start: _opened(start, recipe, where, base, device) for start in _starts(recipe)}
+    if _finished(home, recipe, {name: world.digest for name, world in starts.items()} | {DATA: data.digest}):
         console.print(f"{recipe.name}: finished already", highlight=False)
     else:
-        starts = {start: _opened(start, recipe, where, base, device) for start in _starts(recipe)}
         train(recipe, home, starts, Encoded(data, kit_of(base).pipeline), console, device=device)
     console.print(
         f'{recipe.name} is in {home / "world"}; try: forcing generate --model {home / "world"} --prompt "..."'
@@ -104,17 +108,23 @@ def _opened(start: str, recipe: Recipe, where: Where, base: World, device: str) 
     return World.load(path)
 
 
-def _finished(home: Path, recipe: Recipe) -> bool:
+def _finished(home: Path, recipe: Recipe, origin: Mapping[str, str]) -> bool:
     path = home / "world" / "world.json"
     if not path.is_file():
         return False
     try:
-        before = parse(Recipe, json.loads(path.read_text())["recipe"])
+        document = json.loads(path.read_text())
+        before, came = parse(Recipe, document["recipe"]), dict(document["starts"])
     except (ValueError, KeyError, TypeError) as damage:
         raise ValueError(f"{path} is damaged ({damage}); delete {home} to train it again") from damage
     different = differences(before, recipe)
     if different:
         raise ValueError(
             f"{home} was made by a different recipe (differs in: {', '.join(different)}); give another --run or --name"
+        )
+    other = [name for name, digest in origin.items() if came.get(name) != digest]
+    if other:
+        raise ValueError(
+            f"{home} was made from another {', another '.join(other)}; give another --run or --name, or delete it"
         )
     return True

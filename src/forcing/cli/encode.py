@@ -32,7 +32,8 @@ class Options:
 
     The source is a folder of videos with captions.csv (columns file and caption), a JSONL file with these keys, or a
     .txt beside each video; or a .txt with a prompt in each line, for DMD, which needs no videos; or the folder of an
-    LMDB of latents as Self-Forcing and Causal Forcing publish them. Run the same command again to go on.
+    LMDB of latents, or of its shards, as Self-Forcing and Causal Forcing publish them. Run the same command again to
+    go on.
     """
 
     source: tyro.conf.Positional[Path]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
 import tyro
 from rich.console import Console
 
@@ -71,7 +73,7 @@ class Options:
     weights: Annotated[str | None, shown("NAME")] = None  # which network of a .pt file, such as generator_ema
     live: Annotated[Path | None, shown("FILE")] = None  # weights of a tiny decoder (TAEHV), in place of the VAE's
     device: str = "auto"  # cpu, cuda or cuda:N
-    dtype: Annotated[str | None, shown("NAME")] = None  # of weights: float32, bfloat16, float16; default: as stored
+    dtype: Annotated[str | None, shown("NAME")] = None  # of weights; default: as stored, on a GPU bfloat16
     again: Annotated[Path | None, shown("FILE.json", name="from")] = None  # make the clip of this JSON file again
 
 
@@ -89,36 +91,63 @@ def asked(args: Sequence[str]) -> bool:
 
 def run(args: Sequence[str], console: Console) -> int:
     """Generate, and say where the clips are."""
-    options = read(Options, args, "generate")
-    wanted = None
+    options, before = read(Options, args, "generate"), None
     if options.again is not None:
-        options, wanted = _again(options, options.again)
+        options, before = _again(options, options.again)
     if options.model is None:
         raise ValueError("which model? --model PATH: a pipeline's folder, a trained world, or a file of weights")
     world, decoder = _world(options, options.model)
-    shots = _shots(options, world) if wanted is None else [wanted]
+    marks = _marks(options, options.model, world)
+    if before is not None:
+        _check_marks(marks, before)
+    shots = _shots(options, world) if before is None else [before.shot]
     for each in shots:
         each.check(world)
-    paths = _paths(options, shots)
-    for path in paths:
-        media.check(path, fps=shots[0].fps, scale=1)
-        files.probe(path)
-    for each, path in zip(shots, paths, strict=True):
-        world.text.encode([each.prompt, *(prompt for _, prompt in each.switches)])  # before the clock starts
-        _make(each, world, decoder, path, console)
-        beside = path.with_name(path.name + ".json")
-        source = {name: value for name in _SOURCES if (value := getattr(options, name)) is not None}
-        source |= {"model": options.model.resolve(), "pipeline": kit_of(world).pipeline.resolve()}
-        shot.write(beside, each, world, source | {"mark": files.mark(weights_of(options.model))}, path.name)
-        console.print(f"wrote {path}; the same again: forcing generate --from {beside}")
+    source = {name: value for name in _SOURCES if (value := getattr(options, name)) is not None}
+    source |= {"model": options.model.resolve(), "pipeline": kit_of(world).pipeline.resolve(), **marks}
+    _heard(shots, world)
+    with _paths(options, shots, ".mp4" if before is None else Path(before.file).suffix) as paths:
+        for path in paths:
+            media.check(path, fps=shots[0].fps, scale=1)
+            files.probe(path)
+        for each, path in zip(shots, paths, strict=True):
+            _make(each, world, decoder, path, console)
+            shot.write(shot.beside(path), each, world, source, path.name)
+            console.print(f"wrote {path}; the same again: forcing generate --from {shot.beside(path)}")
     return 0
+
+
+def _heard(shots: Sequence[Shot], world: World) -> None:
+    """Have every prompt encoded before the clock starts, and the text encoder gone from memory."""
+    for each in shots:
+        world.text.encode([each.prompt, *(prompt for _, prompt in each.switches)])
+        if each.sampling.guidance != 1:
+            world.text.null(1)
+    kit_of(world).text.release()
+
+
+def _marks(options: Options, model: Path, world: World) -> dict[str, str]:
+    """What identifies the networks that make a clip."""
+    kit = kit_of(world)
+    marks = {"weights": files.mark(weights_of(model)), "VAE": kit.codec.digest, "text encoder": kit.text.digest}
+    return marks if options.live is None else marks | {"decoder": files.mark([options.live])}
+
+
+def _check_marks(marks: Mapping[str, str], before: shot.Sidecar) -> None:
+    other = [name for name, mark in marks.items() if before.source.get(name) != mark]
+    if other:
+        raise ValueError(
+            f"{before.path} was made with other networks ({', '.join(other)} differ): say by --model and --pipeline "
+            "where those are"
+        )
 
 
 def _world(options: Options, model: Path) -> tuple[World, Codec | TAEHV]:
     device = place(options.device)
     if options.dtype is not None and options.dtype not in DTYPES:
         raise ValueError(f"dtype is {options.dtype!r}: choose from {', '.join(DTYPES)}")
-    dtype = DTYPES[options.dtype] if options.dtype else None
+    on_gpu = torch.bfloat16 if device != "cpu" else None  # float32 has no fast kernels there
+    dtype = DTYPES[options.dtype] if options.dtype else on_gpu
     world = opened(
         model,
         pipeline=options.pipeline,
@@ -203,32 +232,49 @@ def _plan(options: Options, own: Plan) -> Plan:
     return Plan.ode(steps or len(own.rest), wan.SHIFT, options.solver or own.solver)
 
 
-def _paths(options: Options, shots: Sequence[Shot], suffix: str = ".mp4") -> list[Path]:
+@contextmanager
+def _paths(options: Options, shots: Sequence[Shot], suffix: str) -> Iterator[list[Path]]:
+    """Where the clips go. A name of our choice is taken at once, by its JSON file: others may be choosing, too."""
     if options.out is not None:
         one = options.out
-        return [one] if len(shots) == 1 else [one.with_stem(f"{one.stem}-{n}") for n in range(1, len(shots) + 1)]
+        yield [one] if len(shots) == 1 else [one.with_stem(f"{one.stem}-{n}") for n in range(1, len(shots) + 1)]
+        return
     paths: list[Path] = []
-    for each in shots:
-        words = re.sub(r"[^\w]+", "-", each.prompt.lower()).strip("-")[:60].rstrip("-") or "no-prompt"
-        stems = (f"{words}-{each.seed}{f'-take{n}' if n > 1 else ''}{suffix}" for n in itertools.count(1))
-        free = (path for path in map(Path("clips").joinpath, stems) if path not in paths and not _taken(path))
-        paths.append(next(free))
-    return paths
+    try:
+        for each in shots:
+            words = re.sub(r"[^\w]+", "-", each.prompt.lower()).strip("-")[:60].rstrip("-") or "no-prompt"
+            stems = (f"{words}-{each.seed}{f'-take{n}' if n > 1 else ''}{suffix}" for n in itertools.count(1))
+            paths.append(next(path for path in map(Path("clips").joinpath, stems) if _taken(path)))
+        yield paths
+    finally:
+        for path in paths:
+            if shot.beside(path).stat().st_size == 0:  # not made after all
+                shot.beside(path).unlink()
 
 
 def _taken(path: Path) -> bool:
-    return path.exists() or path.with_name(path.name + ".json").exists()
+    """Whether this name was free, and now is ours."""
+    if path.exists():
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        shot.beside(path).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _make(wanted: Shot, world: World, decoder: Codec | TAEHV, path: Path, console: Console) -> None:
-    given = None if wanted.start is None else wanted.start.pictures(wanted.fps, wanted.size)
+    start = None if wanted.start is None else wanted.start.pictures(wanted.fps, wanted.size)
+    given = 0 if start is None else len(start)
     began, first, done = time.monotonic(), 0.0, 0
     with Bar("generating", "frames", console) as bar, media.writer(path, fps=wanted.fps) as out:
-        for pictures in wanted.stream(world, given, decoder.decoder()):
+        for pictures in wanted.stream(world, start, decoder.decoder()):
             out.add(pictures)
             done += len(pictures)
             now = time.monotonic() - began
-            first = first or now
+            if done > given:  # what a clip begins with is not generated
+                first = first or now
             bar.show(done, wanted.frames, f"{done / now:.1f} frames/s, the first after {first:.1f} s")
     took = time.monotonic() - began
     console.print(
@@ -237,20 +283,15 @@ def _make(wanted: Shot, world: World, decoder: Codec | TAEHV, path: Path, consol
     )
 
 
-def _again(options: Options, path: Path) -> tuple[Options, Shot]:
+def _again(options: Options, path: Path) -> tuple[Options, shot.Sidecar]:
     extra = [f.name for f in fields(Options) if f.name not in _ANEW and getattr(options, f.name) != f.default]
     if extra:
         raise ValueError(
             f"--from makes the clip again as it was: --{', --'.join(extra)} cannot be given with it "
             "(--model, --pipeline, --out and --device can)"
         )
-    wanted, source, file = shot.read(path)
-    said = {
-        name: Path(value) if name in _PLACES and value else value for name, value in source.items() if name in _SOURCES
-    }
+    before = shot.read(path)
+    said = {name: value for name, value in before.source.items() if name in _SOURCES}
+    said |= {name: Path(said[name]) for name in _PLACES if name in said}
     given = {name: value for name in _ANEW if (value := getattr(options, name)) is not None}
-    options = replace(options, **(said | given), negative=wanted.negative)
-    model = options.model
-    if model is not None and model.exists() and files.mark(weights_of(model)) != source["mark"]:
-        raise ValueError(f"{model} is not the model that made {path}: its weights differ; say which by --model")
-    return replace(options, out=options.out or _paths(options, [wanted], Path(file).suffix)[0]), wanted
+    return replace(options, **(said | given), negative=before.shot.negative), before

@@ -97,9 +97,9 @@ class Shot:
             pictures = decode(clean)[0]
             made = len(pictures)
             yield pictures
-        chunk = self.sampling.chunk
+        chunk, known = self.sampling.chunk, {}
         wanted = 1 + -(-(self.frames - 1) // time) - held
-        conds = (self._told(world, held + first, time) for first in range(0, wanted, chunk))
+        conds = (self._told(world, held + first, time, known) for first in range(0, wanted, chunk))
         shape = world.codec.size(*self.size)
         rng = seeded(self.seed, "generate", device=device_of(world))
         for latents in world.stream(conds, 1, rng, sampling=self.sampling, start=start, latents=shape):
@@ -108,13 +108,15 @@ class Shot:
             if len(pictures):
                 yield pictures
 
-    def _told(self, world: World, latent: int, time: int) -> Cond:
+    def _told(self, world: World, latent: int, time: int, known: dict[str, Cond]) -> Cond:
         """What a chunk is told that begins with this latent frame, whose first picture is 1 + time (latent - 1)."""
         picture, prompt = max(0, 1 + time * (latent - 1)), self.prompt
         for at, switched in sorted(self.switches):
             if at <= picture:
                 prompt = switched
-        return world.cond([prompt], None, self.sampling.chunk)
+        if prompt not in known:
+            known[prompt] = world.cond([prompt], None, self.sampling.chunk)
+        return known[prompt]
 
 
 def image(path: Path, fit: Fit) -> Start:
@@ -175,14 +177,29 @@ def is_one(path: Path) -> bool:
     return _document(path).get("made_by") == MADE_BY
 
 
-def read(path: Path) -> tuple[Shot, dict[str, str], str]:
-    """The shot, which networks made it, and the name of its clip, from what `write` wrote."""
+def beside(path: Path) -> Path:
+    """The JSON file of the clip `path`."""
+    return path.with_name(path.name + ".json")
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What `write` wrote to `path`: the shot, which networks made it, and the name of its clip."""
+
+    path: Path
+    shot: Shot
+    source: Mapping[str, str]
+    file: str
+
+
+def read(path: Path) -> Sidecar:
+    """ValueError for what `write` did not write."""
     document = _document(path)
     if document.get("format") != FORMAT:
         raise ValueError(f"{path} has format {document.get('format')!r}; this version reads format {FORMAT}")
     try:
         shot, source = parse(Shot, document["shot"]), document["source"]
-        _ = source["model"], source["pipeline"], source["mark"], Path(document["file"])
+        _ = source["model"], source["pipeline"], Path(document["file"])
         whole = (shot.frames, shot.seed, *shot.size, *(at for at, _ in shot.switches))
         if not all(isinstance(number, int) for number in whole):
             raise TypeError(f"frames, seed, size and switches must be whole numbers, not {whole}")  # noqa: TRY301
@@ -190,7 +207,7 @@ def read(path: Path) -> tuple[Shot, dict[str, str], str]:
         raise ValueError(
             f"{path} is not the JSON file of a clip of Wan ({type(damage).__name__}: {damage})"
         ) from damage
-    return shot, source, document["file"]
+    return Sidecar(path, shot, source, document["file"])
 
 
 def _document(path: Path) -> dict[str, Any]:

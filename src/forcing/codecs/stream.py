@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from forcing.codecs import Pixels
+from forcing.codecs.weights import finite
 from forcing.shapes import Latents
 
 Memory = tuple[Any, ...]  # empty at the start; never changed in place
@@ -15,9 +16,10 @@ Memory = tuple[Any, ...]  # empty at the start; never changed in place
 
 @dataclass
 class Stream:
-    """`advance`: a latent frame [B, C, h, w], and a memory -> float32 [B, F, 3, H, W] from `black` to 1, and the next.
+    """`advance`: a latent frame [B, C, h, w], and a memory -> float32 [B, F, 3, H, W], and the next memory.
 
-    Frames are decoded one by one, so that they are the same, to the bit, however a clip is cut into chunks.
+    Pictures are cut off at `black` and at 1, which is white. Frames are decoded one by one, so that they are the same,
+    to the bit, however a clip is cut into chunks.
     """
 
     advance: Callable[[Tensor, Memory], tuple[Tensor, Memory]]
@@ -33,19 +35,27 @@ class Stream:
 
     @torch.no_grad()
     def step(self, latents: Latents) -> Tensor:
-        """The same, as float32 [B, F', 3, H, W]. After an error the stream is as it was."""
+        """The same, as float32 [B, F', 3, H, W] from `black` to 1. After an error the stream is as it was.
+
+        ValueError where latents do not suit, and where they or the pictures are not finite.
+        """
         clips, length, *frame = latents.shape
         if frame[0] != self.channels or 0 in latents.shape:
             raise ValueError(f"latents are {list(latents.shape)}: need [B, F, {self.channels}, h, w], none of them 0")
         shape = (clips, *frame)
         if self.shape not in (None, shape):
             raise ValueError(f"this stream began with clips and frames of {list(self.shape or ())}, not {list(shape)}")
+        if not finite(latents):
+            raise ValueError("the latents are not finite: NaN and infinite values cannot be decoded")
         made, memory = [], self.memory
         for i in range(length):
             frames, memory = self.advance(latents[:, i], memory)
             made.append(frames)
+        pictures = torch.cat(made, 1)
+        if not finite(pictures):
+            raise ValueError("the decoded pictures are not finite, though the latents are")
         self.memory, self.shape = memory, shape
-        return torch.cat(made, 1)
+        return pictures.clamp_(self.black, 1)
 
     def fork(self) -> "Stream":
         """Another stream that goes on from here."""

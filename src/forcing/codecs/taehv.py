@@ -65,7 +65,7 @@ class TAEHV:
                 after.append(frames[:, -1:])
             else:
                 x = layer(x)
-        made = F.pixel_shuffle(x, self._patch).clamp(0, 1).float().unflatten(0, (len(latent), -1))
+        made = F.pixel_shuffle(x, self._patch).float().unflatten(0, (len(latent), -1))
         return made[:, 0 if memory else self._growth - 1 :], tuple(after)
 
 

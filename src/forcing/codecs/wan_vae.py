@@ -107,7 +107,7 @@ class WanVAE:
         cache = list(memory) or [None] * self._places
         x = self.vae.post_quant_conv(x.to(self.dtype)[:, :, None])
         x = self.vae.decoder(x, feat_cache=cache, feat_idx=[0], first_chunk=not memory)
-        return x.clamp(-1, 1).float().transpose(1, 2), tuple(cache)
+        return x.float().transpose(1, 2), tuple(cache)
 
 
 def _built(path: Path) -> Any:

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 PICKLED = (".pth", ".pt")
+KINDS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -33,15 +34,24 @@ def fill(
 ) -> None:
     """Give `network`, also one on the meta device, these tensors as its weights. dtype: None for that of the first.
 
-    ValueError, with `path`, where one does not fit.
+    ValueError, with `path`, where one does not fit, is not of KINDS, or is not finite in that dtype.
     """
-    own, given = (
-        {name: (value.shape, value.is_floating_point()) for name, value in each.items()}
-        for each in (network.state_dict(), weights)
-    )
+    own, given = ({name: value.shape for name, value in each.items()} for each in (network.state_dict(), weights))
     odd = sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name))
     if odd:
         named = f"{', '.join(odd[:3])}{', ...' if len(odd) > 3 else ''}"
         raise ValueError(f"{path}: {len(odd)} weights are missing, too many or of another shape: {named}")
+    for name, value in weights.items():
+        if value.dtype not in KINDS:
+            raise ValueError(f"{path}: {name} is stored as {value.dtype}; weights are {', '.join(map(str, KINDS))}")
     dtype = dtype or next(iter(weights.values())).dtype
-    network.load_state_dict({name: value.to(device, dtype) for name, value in weights.items()}, assign=True)
+    cast = {name: value.to(device, dtype) for name, value in weights.items()}
+    for name, value in cast.items():
+        if not finite(value):
+            raise ValueError(f"{path}: {name} has values that are NaN, infinite or too large for {dtype}")
+    network.load_state_dict(cast, assign=True)
+
+
+def finite(value: Tensor) -> bool:
+    """Whether no number is NaN or infinite. Of the smallest and the largest, NaN is both: asking each takes longer."""
+    return value.numel() == 0 or bool(torch.stack(value.aminmax()).isfinite().all())

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
 from forcing import files
 from forcing.codecs import Codec
 from forcing.data import lmdb, parts
-from forcing.data.captions import Problem, UnusableError, find, lines
+from forcing.data.captions import FORMATS, Problem, UnusableError, find, lines
 from forcing.data.crew import Do
 from forcing.data.parts import Parts, Tick, Unit, name_of
 from forcing.data.videos import Cut, clips, library
@@ -49,9 +49,10 @@ class Work:
 
 def work(source: Path, out: Path, cut: Cut, load: Load, table: Path | None = None) -> Work:
     """What is to be done to make latents of `source` in the folder `out`. ValueError where that cannot be."""
-    if (source / lmdb.DATA).is_file():
-        return _of_lmdb(source, out, cut, load("cpu"))
     if source.is_dir():
+        databases = _databases(source)
+        if databases:
+            return _of_lmdb(source, databases, out, cut, load("cpu"))
         return _of_videos(source, out, cut, load, table)
     if source.suffix.lower() == ".txt" and source.is_file():
         return _of_prompts(source, out, cut, load("cpu"))
@@ -77,25 +78,52 @@ def _of_prompts(source: Path, out: Path, cut: Cut, codec: VideoCodec) -> Work:
     return Work(_head(cut, codec), told, [], [unit], partial(_listing, out))
 
 
-def _of_lmdb(source: Path, out: Path, cut: Cut, codec: VideoCodec) -> Work:
-    told, problems = {}, []
-    with lmdb.opened(source) as rows:
-        frames, *latent = rows.shape
-        for index in map(str, range(len(rows))):
-            try:
-                prompt = rows.prompt(int(index))
-                told[index] = Told(prompt, prompt)
-            except UnusableError as error:
-                problems.append(Problem(f"row {index}", str(error)))
+def _databases(source: Path) -> list[Path]:
+    """The LMDB that `source` is, or the shards of one, which are its sub-folders, by name; none if it is no LMDB."""
+    if (source / lmdb.DATA).is_file():
+        return [source]
+    folders = sorted(path for path in source.iterdir() if path.is_dir() and not path.name.startswith("."))
+    lacking = [path for path in folders if not (path / lmdb.DATA).is_file()]
+    if lacking == folders or any(path.suffix.lower() in FORMATS for path in source.rglob("*")):
+        return []
+    if lacking:
+        raise ValueError(f"{lacking[0]} has no {lmdb.DATA}, as a shard of the LMDB {source} must")
+    return folders
+
+
+def _of_lmdb(source: Path, databases: Sequence[Path], out: Path, cut: Cut, codec: VideoCodec) -> Work:
+    told, problems, units, shapes = {}, [], [], {}
+    for database in databases:
+        with lmdb.opened(database) as rows:
+            shapes.setdefault(rows.shape, database)
+            named = {(database.relative_to(source) / str(index)).as_posix(): index for index in range(len(rows))}
+            own, odd = _prompts(rows, named)
+        known = ["lmdb", (database / lmdb.DATA).stat().st_size, rows.shape[0], list(rows.shape[1:])]
+        pieces = [list(own)[at : at + parts.PART] for at in range(0, len(own), parts.PART)]
+        units += [(name_of("shard", [known, piece]), piece) for piece in pieces]
+        told |= own
+        problems += odd
+    if len(shapes) > 1:
+        (one, first), (two, second), *_ = shapes.items()
+        raise ValueError(f"{second} has clips of {list(two)}, and {first} of {list(one)}: they must be alike")
+    ((frames, *latent),) = shapes
     time, high, wide = codec.stride
     size = (latent[1] * high, latent[2] * wide)
     if list(codec.size(*size)) != latent:
         raise ValueError(f"{source} has latents {latent}, and this codec makes {list(codec.size(*size))}")
     cut = replace(cut, size=size, frames=1 + time * (frames - 1))
-    known = ["lmdb", (source / lmdb.DATA).stat().st_size, frames, latent]
-    pieces = [list(told)[at : at + parts.PART] for at in range(0, len(told), parts.PART)]
-    units = [(name_of("shard", [known, piece]), piece) for piece in pieces]
     return Work(_head(cut, codec), told, problems, units, partial(_copying, out, source))
+
+
+def _prompts(rows: lmdb.Rows, named: Mapping[str, int]) -> tuple[dict[str, Told], list[Problem]]:
+    told, problems = {}, []
+    for name, index in named.items():
+        try:
+            prompt = rows.prompt(index)
+            told[name] = Told(prompt, prompt)
+        except UnusableError as error:
+            problems.append(Problem(f"row {name}", str(error)))
+    return told, problems
 
 
 def _head(cut: Cut, codec: VideoCodec) -> dict[str, Any]:
@@ -141,12 +169,12 @@ def _listing(out: Path, _device: str) -> Do:
 def _copying(out: Path, source: Path, _device: str) -> Do:
     def copied(unit: Unit, tick: Tick) -> None:
         made, problems = Parts(out, unit[0]), []
-        with lmdb.opened(source) as rows:
-            for index in unit[1]:
+        with lmdb.opened((source / unit[1][0]).parent) as rows:  # all rows of a unit are of one database
+            for name in unit[1]:
                 try:
-                    made.add(index, 0.0, rows.latents(int(index)))
+                    made.add(name, 0.0, rows.latents(int(PurePosixPath(name).name)))
                 except UnusableError as error:
-                    problems.append(Problem(f"row {index}", str(error)))
+                    problems.append(Problem(f"row {name}", str(error)))
                 tick(1)
         made.close(problems)
 

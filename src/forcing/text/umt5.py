@@ -26,8 +26,6 @@ NEGATIVE = (
     "多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"  # noqa: RUF001
 )
 
-_MIB = 1 << 20
-_WHOLE = 64 * _MIB  # files beyond it are known by a sample: reading 11 GB would take longer than encoding
 _KEPT = 256  # prompts held in memory; the others come from disk
 _NEEDS = 'prompts need the packages transformers and ftfy: pip install "forcing[wan]"'
 _TEXT = "text"  # the only tensor of a cached file
@@ -62,11 +60,8 @@ class UMT5:
     @cached_property
     def digest(self) -> str:
         """Identifies the encoder and its tokenizer by what their files hold, large ones by a sample."""
-        mark = hashlib.sha256()
-        for path in (self.folder / "text_encoder" / "config.json", *_weights(self.folder), *_tokenizer(self.folder)):
-            mark.update(f"{path.parent.name}/{path.name} {path.stat().st_size}\n".encode())
-            mark.update(_sample(path))
-        return mark.hexdigest()[:16]
+        config = self.folder / "text_encoder" / "config.json"
+        return files.mark([config, *_weights(self.folder), *_tokenizer(self.folder)])[:16]
 
     def encode(self, prompts: Sequence[str | None]) -> Tensor:
         """[B, length, width] float32 on the CPU, zeros behind a prompt's own tokens. None is the empty prompt."""
@@ -84,6 +79,8 @@ class UMT5:
     def release(self) -> None:
         """Forget the encoder, which takes gigabytes; a prompt that was never encoded loads it again."""
         self._loaded = None
+        if torch.device(self.device).type == "cuda":
+            torch.cuda.empty_cache()  # what torch holds back for itself, other processes on that GPU cannot have
 
     def _embedding(self, text: str) -> Tensor:
         if text not in self._known:
@@ -211,19 +208,6 @@ def _weights(folder: Path) -> list[Path]:
 
 def _tokenizer(folder: Path) -> list[Path]:
     return sorted(path for path in (folder / "tokenizer").glob("[!.]*") if path.is_file())
-
-
-def _sample(path: Path) -> bytes:
-    """All of a file, or of a large one the first, the middle and the last MiB."""
-    size = path.stat().st_size
-    if size <= _WHOLE:
-        return path.read_bytes()
-    parts = []
-    with path.open("rb") as file:
-        for start in (0, size // 2, size - _MIB):
-            file.seek(start)
-            parts.append(file.read(_MIB))
-    return b"".join(parts)
 
 
 def _cache() -> Path:

@@ -15,7 +15,8 @@ class Placed:
     """A stage, computed in a certain way: `stage` says what, this says where.
 
     device: of the models; batches are moved there. precision: of matrix products, by autocast; weights and optimizers
-    keep their own. pieces: that a batch is cut into, one after another in memory, for the same gradient.
+    keep their own. pieces: that a batch is cut into, one after another in memory; the gradient is the mean of theirs
+    (and, as each piece draws its own noise, that of the whole in expectation).
     """
 
     stage: Stage

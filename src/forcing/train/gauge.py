@@ -49,4 +49,5 @@ def _error(model: Backbone, latents: Latents, cond: Cond, chunk: int | None, at:
         v = model(x, sigma, cond, full(latents.shape[1]))
     else:
         v = given_clean(model, x, sigma, latents, cond, chunk)
-    return (flow.to_x0(x, v, sigma) - latents)[:, 1:].square().mean().item()
+    gap = (flow.to_x0(x, v, sigma) - latents).square()
+    return (gap[:, 1:] if gap.shape[1] > 1 else gap).mean().item()
