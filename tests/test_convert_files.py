@@ -17,9 +17,9 @@ from toys import contents
 
 from forcing.backbones.wan import WanConfig
 from forcing.cli import main
+from forcing.codecs.weights import finite
 from forcing.convert import convert_wan, load_wan, save_wan
 from forcing.convert import names as grammar
-from forcing.convert import wan as convert
 
 TINY = WanConfig(dim=16, ffn_dim=24, freq_dim=8, text_dim=4, num_heads=2, num_layers=2, in_channels=4, patch=(1, 2, 2))
 HEADS = replace(TINY, dim=128, num_heads=1, num_layers=1)  # as in released models: 128 channels each
@@ -328,10 +328,10 @@ def test_values_that_are_not_finite_are_named(form, value, folder, tmp_path):
 def test_no_place_hides_a_value_that_is_not_finite(dtype):
     for place in range(67):  # longer than any vector of the processor, with a rest
         value = torch.ones(67, dtype=dtype)
-        assert convert._finite(value)
+        assert finite(value)
         for wrong in (float("nan"), float("inf"), -float("inf")):
             value[place] = wrong
-            assert not convert._finite(value)
+            assert not finite(value)
 
 
 def test_values_too_large_for_half_precision_are_named(folder, tmp_path):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from forcing import files
 from forcing.backbones.wan import Wan, WanConfig
+from forcing.codecs.weights import finite
 from forcing.convert import names, sizes
 from forcing.convert.source import Entry, find, opened
 from forcing.convert.store import KINDS, Read, Spec, save, save_shards
@@ -210,13 +211,9 @@ def _kind(name: str, stored: torch.dtype, asked: torch.dtype | None) -> torch.dt
 
 def _cast(value: Tensor, kind: torch.dtype, device: str | torch.device, what: str) -> Tensor:
     """A copy of its own, never a view of a file."""
-    if not _finite(value):
+    if not finite(value):
         raise ValueError(f"{what} has values that are NaN or infinite")
     out = value.detach().to(device, kind, copy=True, memory_format=torch.contiguous_format)
-    if not _finite(out):
+    if not finite(out):
         raise ValueError(f"{what} has values that are too large for {kind}")
     return out
-
-
-def _finite(value: Tensor) -> bool:
-    return bool(torch.stack(value.aminmax()).isfinite().all())  # ten times as fast as asking each: NaN is both
