@@ -159,6 +159,9 @@ class Wan(nn.Module):
         for layer in (*self.text_embedding, *self.time_embedding):
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=0.02)
+        for name, parameter in self.named_parameters():
+            if name.endswith("modulation"):
+                nn.init.normal_(parameter, std=self.config.dim**-0.5)
         nn.init.zeros_(self.head.head.weight)  # the untrained network predicts nothing
 
 
@@ -188,7 +191,7 @@ class Block(nn.Module):
             nn.GELU(approximate="tanh"),
             nn.Linear(config.ffn_dim, config.dim),
         )
-        self.modulation = nn.Parameter(torch.randn(1, 6, config.dim) / math.sqrt(config.dim))
+        self.modulation = nn.Parameter(torch.empty(1, 6, config.dim))
 
     def forward(self, x: Tensor, modulation: Tensor, text: Tensor, turn: Tensor, layout: Layout) -> Tensor:
         told = (self.modulation.to(modulation.dtype) + modulation)[:, :, :, None]
@@ -241,7 +244,7 @@ class Head(nn.Module):
     def __init__(self, config: WanConfig) -> None:
         super().__init__()
         self.head = nn.Linear(config.dim, math.prod(config.patch) * config.in_channels)
-        self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / math.sqrt(config.dim))
+        self.modulation = nn.Parameter(torch.empty(1, 2, config.dim))
 
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
         told = (self.modulation.to(e.dtype) + e[:, :, None])[:, :, :, None]
