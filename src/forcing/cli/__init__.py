@@ -27,7 +27,7 @@ COMMANDS = {
     "record": "play an environment and keep what it shows",
     "train": "train one recipe; any of its fields can be changed",
     "pipeline": "train every stage in order; run it again to continue or to skip what is finished",
-    "generate": "make clips from prompts and keys, as MP4, GIF or PNG sheet",
+    "generate": "make clips from prompts and keys, or with Wan from prompts, images and videos",
     "eval": "measure every stage against the world itself",
     "report": "one HTML page: table, curves, clips of every stage",
     "encode": "a folder of videos with captions into latents to train Wan on",

@@ -40,7 +40,7 @@ class Options:
     """Generate clips and, beside them, a JSON file from which --from makes them again.
 
     Several --prompt make several clips. Keys are told by --actions or --policy; without them, the world imagines
-    where it goes (--free).
+    where it goes (--free). With --model PATH the clips are Wan's, and other options apply: --model PATH --help.
     """
 
     world: Annotated[Path | None, shown("DIR")] = None  # a world's folder; default: one that is shipped

@@ -18,7 +18,8 @@ from forcing.recipes import find, rooms, wan
 
 @dataclass(frozen=True)
 class Where:
-    """Train one recipe: forcing train NAME [options]. NAME comes first; forcing recipes lists them.
+    """Train one recipe: forcing train NAME [options]. NAME comes first; forcing recipes lists them. Those of Wan
+    (wan-ar, ...) have options of their own: forcing train wan-ar --help.
 
     `forcing train NAME --help` shows the recipe's own fields; each can be changed, as in
     `forcing train dmd-2step --run runs/rooms --name dmd-strong --stage.guidance 2`.
