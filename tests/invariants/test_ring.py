@@ -73,6 +73,9 @@ def test_a_merged_pass_is_settling_and_the_next_pass(double, kind, chunk, window
             levels, x = torch.cat([0 * sigma, sigma], 1), torch.cat([given, noisy], 1)
             seen = model(x, levels, both, merged(other.past(room=chunk), chunk))[:, chunk:]
             other.settle(chunk)
+            # the noisy half, which is not settled, stays in no memory that is kept
+            kept = [each for pair in (other.layers[0][-1:] if kind == "cache" else ()) for each in pair]
+            assert all(each.untyped_storage().nbytes() == each.numel() * each.element_size() for each in kept)
         assert torch.allclose(seen, expected, rtol=0, atol=1e-12)
         remember(model, clean, cond, plain)
         before = clean, cond
