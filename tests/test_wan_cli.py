@@ -431,7 +431,9 @@ def test_what_is_told_to_the_other_side_of_guidance(trained):
         (("--size", "big"), "big"),
         (("--steps", "0"), "steps is 0"),
         (("--seed", "-1"), "seed is -1"),
-        (("--chunk", "-1"), "chunk"),
+        (("--chunk", "-1"), "chunk is -1"),
+        (("--chunk", "0"), "chunk is 0"),
+        (("--chunk", "500"), "from 1 to 3 latent frames"),
         (("--solver", "euler"), "--solver is for models of many steps"),
         (("--image", "nope.png"), "nope.png"),
         (("--video", "nope.mp4"), "nope.mp4"),
@@ -473,6 +475,12 @@ def test_the_base_makes_its_clip_at_once(trained, tmp_path, capsys, more, says):
     asked = ("generate", "--model", trained / "pipeline", "--prompt", "", "--size", "48x32", "--frames", "9")
     code, _, err = ask(capsys, *asked, *more, "--out", tmp_path / "x.mp4")
     assert code == 2 and says in err and not (tmp_path / "x.mp4").exists(), err
+
+
+def test_a_world_of_wan_is_no_small_world(trained, tmp_path, capsys):
+    asked = ("generate", "--world", student(trained), "--prompt", "a ball", "--out", tmp_path / "x.mp4")
+    code, _, err = ask(capsys, *asked)
+    assert code == 2 and "forcing generate --model" in err and not list(tmp_path.iterdir())
 
 
 def test_no_prompt_is_asked_for(trained, capsys):

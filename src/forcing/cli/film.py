@@ -208,7 +208,10 @@ def _moment(when: str, fps: float) -> int:
 
 def _sampling(options: Options, world: World, latents: int) -> Sampling:
     own = world.recipe.sampling
-    chunk = latents if not world.causal else options.chunk or own.chunk
+    most = max(latents, world.recipe.frames)
+    if options.chunk is not None and not 1 <= options.chunk <= most:
+        raise ValueError(f"chunk is {options.chunk}: it must be from 1 to {most} latent frames")
+    chunk = latents if not world.causal else own.chunk if options.chunk is None else options.chunk
     if not world.causal and options.chunk is not None:
         raise ValueError(
             f"{world.recipe.name} is bidirectional and makes its clip at once: --chunk is for causal models"

@@ -85,6 +85,7 @@ def run(args: Sequence[str], console: Console) -> int:
         home = _home(options)
         world, look = World.load(home), _look(options, Look())
         wanted = _take(options, world, home)
+    _kit(world, home)
     wanted.check(world)
     for prompt in [*wanted.prompts, *(prompt for _, prompt in wanted.switches)]:
         world.cond([prompt], None, 1)
@@ -108,9 +109,9 @@ def _take(options: Options, world: World, home: Path) -> Take:
         raise ValueError(
             f"--{' and --'.join(told)} exclude each other: keys come from a script, at random, or not at all"
         )
-    how = _sampling(world, home, options.steps)
+    kit, how = _kit(world, home), _sampling(world, home, options.steps)
     start = tuple(take.pack(take.first_frame(path, world.kit.frame)) for path in options.start)
-    prompts = tuple(prompt or None for prompt in options.prompt or _kit(world, home).text.prompts[:1])
+    prompts = tuple(prompt or None for prompt in options.prompt or kit.text.prompts[:1])
     blind = max(1, len(start))  # nothing is known of the keys that led to these
     pressed = script.read(options.actions, world.keys) if options.actions is not None else None
     frames = options.frames
