@@ -7,7 +7,8 @@ import torch
 from toys import SIZE, TEXT, Spy, normal, rng, told, wild
 
 from forcing.cond import Cond
-from forcing.engine.stream import Route, Stream
+from forcing.engine.stream import Stream
+from forcing.recipe import Sampling
 from forcing.rollout import Plan, remember, rollout
 
 CHUNKS = 8
@@ -39,7 +40,7 @@ def plainly(model, plan, chunk, window, sink, switch=None, start=None):
 
 def stream(model, plan, chunk, window, sink) -> Stream:
     layers = model.config.layers if not isinstance(model, Spy) else model.model.config.layers
-    return Stream(model, Route(plan, chunk, window, sink), (2, *SIZE), layers, rng())
+    return Stream(model, Sampling(plan, 1.0, chunk, window, sink), (2, *SIZE), layers, rng())
 
 
 @every_plan
@@ -94,7 +95,7 @@ def test_conditions_are_prepared_once_as_long_as_they_stay(double):
         return cond
 
     model = wild()
-    made = Stream(model, Route(PLANS["1 step"], 1, 4), (2, *SIZE), model.config.layers, rng(), prepare)
+    made = Stream(model, Sampling(PLANS["1 step"], 1.0, 1, 4), (2, *SIZE), model.config.layers, rng(), prepare)
     for cond in conds(1, switch=5):
         made.next(cond)
     assert len(prepared) == 2 and prepared[0] is not prepared[1]

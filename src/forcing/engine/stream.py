@@ -6,7 +6,7 @@ over both is the same arithmetic (`layout.merged`). An n-step student so takes n
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,43 +14,34 @@ from torch import Tensor
 from forcing import flow
 from forcing.backbone import Backbone
 from forcing.cond import Cond
-from forcing.layout import Layout, after, merged
+from forcing.layout import Cache, Layout, after, merged
+from forcing.recipe import Sampling
 from forcing.ring import Ring
-from forcing.rollout import Plan
-from forcing.shapes import Latents
-from forcing.unipc import UniPC
-
-
-@dataclass(frozen=True)
-class Route:
-    """How chunks are made; see `recipe.Sampling`."""
-
-    plan: Plan
-    chunk: int = 1
-    window: int = 12
-    sink: int = 0
+from forcing.rollout import denoise
+from forcing.shapes import Latents, Sigma
 
 
 class Stream:
     """What `rollout` yields for the same conditions and noise, a chunk at a time; call it without gradients.
 
-    size: (clips, channels, height, width). layers: of the model. prepare: what the model can compute of conditions that
-    stay (`Wan.prepare`). The noise comes from `rng`, which is on the model's device.
+    how: plan, chunk, window and sink; guidance is the model's own matter. size: (clips, channels, height, width).
+    layers: of the model. prepare: what the model can compute of conditions that stay (`Wan.prepare`). The noise comes
+    from `rng`, which is on the model's device.
     """
 
     def __init__(
         self,
         model: Backbone,
-        route: Route,
+        how: Sampling,
         size: tuple[int, int, int, int],
         layers: int,
         rng: torch.Generator,
         prepare: Callable[[Cond], Cond] | None = None,
     ) -> None:
-        self.model, self.route, self.rng, self.prepare = model, route, rng, prepare
+        self.model, self.how, self.rng, self.prepare = model, how, rng, prepare
         clips, *picture = size
-        self.shape = (clips, route.chunk, *picture)
-        self.ring = Ring(layers, window=route.window, sink=route.sink, chunk=route.chunk)
+        self.shape = (clips, how.chunk, *picture)
+        self.ring = Ring(layers, window=how.window, sink=how.sink, chunk=how.chunk)
         self._waiting: tuple[Latents, Cond] | None = None  # the newest chunk, clean but not settled
         self._told: tuple[Mapping[str, Tensor], Cond] | None = None  # the newest static conditions, and made ready
         self._sigmas: dict[float, Tensor] = {}
@@ -59,8 +50,10 @@ class Stream:
         """The next clean chunk [clips, chunk, channels, height, width]."""
         cond = self._ready(cond)
         begins = self._waiting is None and self.ring.end == 0
-        plan = replace(self.route.plan, rest=self.route.plan.levels(begins=begins))
-        x0 = self._denoised(flow.randn(self.shape, self.rng), cond, plan)
+        plan = replace(self.how.plan, rest=self.how.plan.levels(begins=begins))
+        noise = flow.randn(self.shape, self.rng)
+        v, layout = self._begun(noise, cond, plan.rest[0])
+        x0 = denoise(_Started(self.model, v), noise, cond, layout, plan, self.rng)
         self._waiting = x0, cond
         return x0
 
@@ -83,26 +76,9 @@ class Stream:
         self.model(x0, self._sigma(0.0)[:, :frames], cond, after(self.ring.past(frames), frames))
         self.ring.settle(frames)
 
-    def _denoised(self, x: Latents, cond: Cond, plan: Plan) -> Latents:
-        levels, unipc = plan.rest, UniPC()
-        v, layout = self._begun(x, cond, levels[0])
-        for i, level in enumerate(levels):
-            if i:
-                v = self.model(x, self._sigma(level), cond, layout)
-            if i == len(levels) - 1:
-                return flow.to_x0(x, v, self._sigma(level))
-            sigma, sigma_next = self._sigma(level), self._sigma(levels[i + 1])
-            if plan.fresh:
-                x = flow.mix(flow.to_x0(x, v, sigma), flow.randn(self.shape, self.rng, x), sigma_next)
-            elif plan.solver == "unipc":
-                x = unipc.step(x, v, level, levels[i + 1])
-            else:
-                x = flow.euler(x, v, sigma, sigma_next)
-        raise AssertionError
-
     def _begun(self, x: Latents, cond: Cond, level: float) -> tuple[Latents, Layout]:
         """The first velocity of a chunk, and the layout of its other passes."""
-        chunk = self.route.chunk
+        chunk = self.how.chunk
         if self._waiting is not None and self._waiting[1].static is cond.static:
             (clean, before), self._waiting = self._waiting, None
             both = Cond(
@@ -127,6 +103,19 @@ class Stream:
         if level not in self._sigmas:
             self._sigmas[level] = torch.full(self.shape[:2], level, device=self.rng.device)
         return self._sigmas[level]
+
+
+class _Started:
+    """A model whose first pass has been made."""
+
+    def __init__(self, model: Backbone, v: Latents) -> None:
+        self.model, self._v = model, [v]
+
+    def __call__(self, x: Latents, sigma: Sigma, cond: Cond, layout: Layout) -> Latents:
+        return self._v.pop() if self._v else self.model(x, sigma, cond, layout)
+
+    def cache(self, batch: int, *, window: int, sink: int = 0) -> Cache:
+        return self.model.cache(batch, window=window, sink=sink)
 
 
 def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
