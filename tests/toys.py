@@ -95,6 +95,12 @@ class Spy:
     def cache(self, batch: int, *, window: int, sink: int = 0) -> Cache:
         return self.model.cache(batch, window=window, sink=sink)
 
+    def prepare(self, cond: Cond) -> Cond:
+        return self.model.prepare(cond)
+
+    def embed(self, sigma: Tensor) -> dict[str, Tensor]:
+        return self.model.embed(sigma)
+
     def levels(self) -> list[list[float]]:
         """The first clip's noise levels, call by call."""
         return [[round(level, 4) for level in call.sigma[0].tolist()] for call in self.calls]

@@ -9,7 +9,10 @@ from forcing.shapes import Latents, Sigma
 
 @runtime_checkable
 class Backbone(Protocol):
-    """A video network: noised latents, a noise level per frame, conditions and a layout in; velocity out."""
+    """A video network: noised latents, a noise level per frame, conditions and a layout in; velocity out.
+
+    Velocity of all frames but those that the layout calls mute.
+    """
 
     def __call__(self, x: Latents, sigma: Sigma, cond: Cond, layout: Layout) -> Latents: ...
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from forcing.shapes import Bool, FrameMask, Times
+from forcing.shapes import Bool, Float, FrameMask, Times
 
 Frames = tuple[tuple[Tensor, Tensor], ...]  # keys and values of each frame [B, tokens, heads, dim]
 
@@ -20,12 +20,14 @@ class Layout:
     """`times` [F]: frame index of each frame of the input. `mask` [F, F]: may row attend to column; None = all may.
 
     Frames of `past`, if any, are visible to every frame of the input, unless the mask has columns for them, too, which
-    come first: [F, P + F].
+    come first: [F, P + F]. mute: so many first frames are there for their keys and values alone; no velocity comes back
+    for them, and the last layer of a network need not make one.
     """
 
     times: Times
     mask: FrameMask | None = None
     past: "Past | None" = None
+    mute: int = 0
 
     def table(self) -> FrameMask | None:
         """The mask with the past's columns first: [F, P + F], or None when everything is visible."""
@@ -57,20 +59,40 @@ def teacher_forced(frames: int, chunk: int) -> Layout:
     return Layout(torch.cat([times, times]), torch.cat([clean, noisy]))
 
 
-def after(past: "Past", frames: int) -> Layout:
+def after(past: "Past", frames: int, mute: int = 0) -> Layout:
     """The next `frames` frames, seeing each other and the past."""
-    return Layout(_times(past.end, past.end + frames), past=past)
+    return Layout(_times(past.end, past.end + frames), past=past, mute=mute)
 
 
 def merged(past: "Past", chunk: int) -> Layout:
     """The newest clean chunk, to be settled, and the next noisy one in one pass: [clean; noisy] of 2 x `chunk` frames.
 
-    The noisy chunk sees the clean one, and of the past what will be left when that has settled.
+    The noisy chunk sees the clean one, and of the past what will be left when that has settled. The clean one is mute.
     """
     see = torch.ones(2 * chunk, past.held + 2 * chunk, dtype=torch.bool)
     see[:chunk, past.held + chunk :] = False
     see[chunk:, list(past.leaving)] = False
-    return Layout(_times(past.end, past.end + 2 * chunk), see, past)
+    return Layout(_times(past.end, past.end + 2 * chunk), see, past, mute=chunk)
+
+
+@dataclass(frozen=True)
+class Abreast:
+    """Layouts of clips that share a pass and nothing else; each has its share of the batch, in order.
+
+    All have as many frames, and as many mute ones.
+    """
+
+    layouts: tuple[Layout, ...]
+    clips: tuple[int, ...]
+
+    @property
+    def times(self) -> Float[Tensor, "b f"]:
+        """Frame index of each frame of each clip."""
+        return torch.stack([one.times for one, clips in zip(self.layouts, self.clips, strict=True) for _ in range(clips)])
+
+    @property
+    def mute(self) -> int:
+        return self.layouts[0].mute
 
 
 @dataclass(frozen=True)
@@ -130,6 +152,11 @@ class Cache:
             self.layers[layer] = (*held, *_frames(*reading.fresh[layer], frames))
         self.held += frames
         self.end += frames
+
+    def clear(self, end: int = 0) -> None:
+        """Forget everything; the next frame is number `end`."""
+        self.held, self.end, self._reading = 0, end, None
+        self.layers = [()] * len(self.layers)
 
     def _evict(self, frames: int) -> None:
         if frames == 0:

@@ -74,11 +74,23 @@ class Ring(Cache):
         self.held = len(at)
         self.end += frames
         self._places = self._arranged(at)
-        moved = [(old, new) for old, new in zip(at, self._places, strict=True) if old != new]
-        if moved and self._store is not None:
-            old, new = (list(each) for each in zip(*moved, strict=True))
-            self._store[:, :, :, new] = self._store[:, :, :, old]  # read as a whole before it is written
+        self._move({old: new for old, new in zip(at, self._places, strict=True) if old != new})
         self._written = 0
+
+    def _move(self, moves: dict[int, int]) -> None:
+        """Copy frames to other places, none before what is there has been copied; places that leave are free."""
+        spare = self.most + 2 * self.chunk - 1  # held the noisy half of the newest forward
+        while moves and self._store is not None:
+            old, new = next(((old, new) for old, new in moves.items() if new not in moves), (next(iter(moves)), spare))
+            self._store[:, :, :, new].copy_(self._store[:, :, :, old])
+            last = moves.pop(old)
+            if new != last:  # a circle
+                moves[spare] = last
+
+    def clear(self, end: int = 0) -> None:
+        """Forget everything but the memory; the next frame is number `end`."""
+        super().clear(end)
+        self._places, self._written = [], 0
 
     def _arranged(self, at: list[int]) -> list[int]:
         """Where frames that are at `at` should be: without holes, those that leave next first, and else unmoved."""

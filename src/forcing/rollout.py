@@ -1,6 +1,6 @@
 """The only generation loop: training, evaluation, sampling and serving all run it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
@@ -11,7 +11,7 @@ from forcing import flow
 from forcing.backbone import Backbone
 from forcing.cond import Cond
 from forcing.layout import Cache, Layout, after
-from forcing.shapes import Latents
+from forcing.shapes import Latents, Sigma
 from forcing.unipc import UniPC
 
 
@@ -88,22 +88,40 @@ def rollout(
 
 def denoise(model: Backbone, noise: Latents, cond: Cond, layout: Layout, plan: Plan, rng: torch.Generator) -> Latents:
     """Walk one chunk from pure noise through `plan.rest` to clean. Only the last prediction carries a gradient."""
-    x, levels, unipc = noise, plan.rest, UniPC()
-    for i, level in enumerate(levels):
-        last = i == len(levels) - 1
-        sigma = torch.full(x.shape[:2], level, device=x.device)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and last):
-            v = model(x, sigma, cond, layout)
-            if last:  # whatever the solver, its step to 0 ends at what is predicted
-                x = flow.to_x0(x, v, sigma)
-            elif plan.fresh:
-                x0 = flow.to_x0(x, v, sigma)
-                x = flow.mix(x0, flow.randn(tuple(x.shape), rng, x), torch.full_like(sigma, levels[i + 1]))
-            elif plan.solver == "unipc":
-                x = unipc.step(x, v, level, levels[i + 1])
-            else:
-                x = flow.euler(x, v, sigma, torch.full_like(sigma, levels[i + 1]))
-    return x
+
+    def at(level: float) -> Sigma:
+        return torch.full(noise.shape[:2], level, device=noise.device)
+
+    steps, grad = walk(noise, plan, rng, at), torch.is_grad_enabled()
+    x, level = next(steps)
+    while True:
+        with torch.set_grad_enabled(grad and level == plan.rest[-1]):
+            try:
+                x, level = steps.send(model(x, at(level), cond, layout))
+            except StopIteration as done:
+                return done.value
+
+
+def walk(
+    noise: Latents, plan: Plan, rng: torch.Generator, at: Callable[[float], Sigma]
+) -> Generator[tuple[Latents, float], Latents, Latents]:
+    """The steps of one chunk from pure noise through `plan.rest` to clean, whoever makes the predictions.
+
+    Yields latents and their noise level, is sent the velocity there, and returns the clean latents. at: a level as the
+    sigma of every frame.
+    """
+    x, unipc = noise, UniPC()
+    for level, after_it in pairwise(plan.rest):
+        v = yield x, level
+        if plan.fresh:
+            x = flow.mix(flow.to_x0(x, v, at(level)), flow.randn(tuple(x.shape), rng, x), at(after_it))
+        elif plan.solver == "unipc":
+            x = unipc.step(x, v, level, after_it)
+        else:
+            x = flow.euler(x, v, at(level), at(after_it))
+    last = plan.rest[-1]
+    v = yield x, last
+    return flow.to_x0(x, v, at(last))  # whatever the solver, its step to 0 ends at what is predicted
 
 
 def remember(model: Backbone, x0: Latents, cond: Cond, cache: Cache) -> None:

@@ -7,8 +7,10 @@ import torch
 from toys import SIZE, TEXT, Spy, normal, rng, told, wild
 
 from forcing.cond import Cond
+from forcing.engine.passes import run
 from forcing.engine.stream import Stream
 from forcing.recipe import Sampling
+from forcing.ring import Ring
 from forcing.rollout import Plan, remember, rollout
 
 CHUNKS = 8
@@ -38,9 +40,26 @@ def plainly(model, plan, chunk, window, sink, switch=None, start=None):
     return torch.cat(list(rollout(model, conds(chunk, switch), (2, chunk, *SIZE), plan, cache, rng())), 1)
 
 
-def stream(model, plan, chunk, window, sink) -> Stream:
-    layers = model.config.layers if not isinstance(model, Spy) else model.model.config.layers
-    return Stream(model, Sampling(plan, 1.0, chunk, window, sink), (2, *SIZE), layers, rng())
+class Streamed:
+    """A stream with a model that makes its passes."""
+
+    def __init__(self, model, plan, chunk, window, sink=0, guidance=1.0, **options) -> None:
+        layers = model.config.layers if not isinstance(model, Spy) else model.model.config.layers
+        past = Ring(layers, window=window, sink=sink, chunk=chunk)
+        how = Sampling(plan, guidance, chunk, window, sink)
+        self.model, self.stream = model, Stream(model, how, (2, chunk, *SIZE), past, rng(), **options)
+
+    def next(self, cond: Cond):
+        return run(self.model, self.stream.chunk(cond))
+
+    def settle(self) -> None:
+        run(self.model, self.stream.settle())
+
+    def remember(self, x0, cond: Cond) -> None:
+        run(self.model, self.stream.remember(x0, cond))
+
+
+stream = Streamed
 
 
 @every_plan
@@ -95,7 +114,8 @@ def test_conditions_are_prepared_once_as_long_as_they_stay(double):
         return cond
 
     model = wild()
-    made = Stream(model, Sampling(PLANS["1 step"], 1.0, 1, 4), (2, *SIZE), model.config.layers, rng(), prepare)
+    model.prepare = prepare
+    made = stream(model, PLANS["1 step"], 1, 4)
     for cond in conds(1, switch=5):
         made.next(cond)
     assert len(prepared) == 2 and prepared[0] is not prepared[1]

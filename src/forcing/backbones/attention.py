@@ -7,20 +7,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from forcing.layout import Layout, widen
+from forcing.layout import Abreast, Layout, widen
 from forcing.shapes import FrameMask
 
 DENSE = 2**20  # entries of a token mask up to which one masked call is cheaper than one call for each group of frames
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, layer: int) -> Tensor:
-    """q, k, v [B, frames * tokens, heads, dim] -> [B, frames * tokens, heads, dim]. k must be rotated already."""
-    tokens = q.shape[1] // len(layout.times)
+def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout | Abreast, layer: int) -> Tensor:
+    """q, k, v [B, frames * tokens, heads, dim] -> [B, frames * tokens, heads, dim]. k must be rotated already.
+
+    q may lack the frames that the layout calls mute.
+    """
+    if isinstance(layout, Abreast):
+        qs, ks, vs = (each.split(layout.clips) for each in (q, k, v))
+        apart = zip(qs, ks, vs, layout.layouts, strict=True)
+        return torch.cat([attend(q, k, v, own, layer) for q, k, v, own in apart])
+    frames = len(layout.times)
+    tokens = k.shape[1] // frames
     if layout.past is not None:
-        k, v = layout.past.extend(layer, k, v, len(layout.times))
+        k, v = layout.past.extend(layer, k, v, frames)
+    if not q.shape[1]:
+        return q
     table = layout.table()
     if table is None:
         return _sdpa(q, k, v)
+    table = table[frames - q.shape[1] // tokens :]
     if table.numel() * tokens**2 <= DENSE:
         return masked(q, k, v, table)
     return grouped(q, k, v, table)

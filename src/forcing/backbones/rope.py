@@ -11,21 +11,17 @@ def split(dim: int) -> tuple[int, int, int]:
 
 
 def angles(times: Tensor, height: int, width: int, dim: int, base: float, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Rotation angles [F * height * width, dim / 2] of every token, frames first."""
+    """Rotation angles [..., F * height * width, dim / 2] of every token at times [..., F], frames first."""
     axes, where = [], times.device
     sides = (torch.arange(side, device=where) for side in (height, width))
     for positions, size in zip((times, *sides), split(dim), strict=True):
         frequency = base ** (-torch.arange(0, size, 2, dtype=dtype, device=where) / size)
-        axes.append(positions.to(dtype)[:, None] * frequency)
-    f, h, w = (len(axis) for axis in axes)
+        axes.append(positions.to(dtype)[..., None] * frequency)
+    time, row, column = axes
+    grid = (*times.shape, height, width, -1)
     return torch.cat(
-        [
-            axes[0][:, None, None].expand(f, h, w, -1),
-            axes[1][None, :, None].expand(f, h, w, -1),
-            axes[2][None, None, :].expand(f, h, w, -1),
-        ],
-        -1,
-    ).flatten(0, 2)
+        [time[..., None, None, :].expand(grid), row[:, None].expand(grid), column.expand(grid)], -1
+    ).flatten(-4, -2)
 
 
 def turns(angle: Tensor, dtype: torch.dtype) -> Tensor:
@@ -36,6 +32,6 @@ def turns(angle: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def rotate(x: Tensor, turn: Tensor) -> Tensor:
-    """Turn neighbouring channel pairs of x [B, S, heads, dim], taken as complex numbers, by turn [S, dim / 2]."""
+    """Turn neighbouring channel pairs of x [B, S, heads, dim], taken as complex numbers, by turn [(B,) S, dim / 2]."""
     pairs = torch.view_as_complex(x.to(turn.real.dtype).unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * turn[:, None]).flatten(-2).to(x.dtype)
+    return torch.view_as_real(pairs * turn[..., None, :]).flatten(-2).to(x.dtype)

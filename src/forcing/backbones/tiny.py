@@ -1,6 +1,7 @@
 """A small DiT that trains on a laptop and obeys the same contract as the big ones."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from forcing.backbones.attention import attend
 from forcing.backbones.rope import angles, rotate, turns
 from forcing.cond import Cond
-from forcing.layout import Cache, Layout
+from forcing.layout import Abreast, Cache, Layout
+
+SIGMAS = "sigma embedded"  # the condition of each frame that `Tiny.embed` makes of noise levels
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,11 @@ class Tiny(nn.Module):
         """What stays the same as long as the conditions do: here, too little to keep."""
         return cond
 
-    def forward(self, x: Tensor, sigma: Tensor, cond: Cond, layout: Layout) -> Tensor:
+    def embed(self, sigma: Tensor) -> Mapping[str, Tensor]:
+        """What noise levels [B, F] become, as conditions of each frame: made once for the few that a plan visits."""
+        return {SIGMAS: self.time(_sinusoid(1000 * sigma, self.config.dim).to(self.place.dtype))}
+
+    def forward(self, x: Tensor, sigma: Tensor, cond: Cond, layout: Layout | Abreast) -> Tensor:
         p, (h, w) = self.config.patch, self.grid
         tokens = rearrange(x, "b f c (h p) (w q) -> b (f h w) (c p q)", p=p, q=p)
         tokens = rearrange(self.patch_in(tokens), "b (f n) d -> b f n d", n=h * w) + self.place
@@ -90,10 +97,12 @@ class Tiny(nn.Module):
         angle = angles(layout.times.to(x.device), h, w, self.config.dim // self.config.heads, self.config.rope_base)
         turn = turns(angle, x.dtype)
         for block in self.blocks:
+            mute = layout.mute if block is self.blocks[-1] else 0
             if self.config.checkpoint and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, told, turn, layout, use_reentrant=False)
+                tokens = checkpoint(block, tokens, told, turn, layout, mute, use_reentrant=False)
             else:
-                tokens = block(tokens, told, turn, layout)
+                tokens = block(tokens, told, turn, layout, mute)
+        x, sigma, told = (each[:, layout.mute :] for each in (x, sigma, told))
         out = self.head(_modulate(tokens, *self.head_modulation(told).chunk(2, -1)))
         out = rearrange(out, "b f (h w) (c p q) -> b f c (h p) (w q)", h=h, w=w, p=p, q=p)
         if self.config.predict == "velocity":
@@ -102,7 +111,7 @@ class Tiny(nn.Module):
 
     def _told(self, sigma: Tensor, cond: Cond) -> Tensor:
         """What modulates each frame [B, F, dim]: its noise level, its action, and the clip's text."""
-        told = self.time(_sinusoid(1000 * sigma, self.config.dim).to(self.place.dtype))
+        told = (cond.per_frame if SIGMAS in cond.per_frame else self.embed(sigma))[SIGMAS]
         if self.text is not None:
             told = told + self.text(cond.static["text"])[:, None]
         if self.action is not None:
@@ -124,13 +133,21 @@ class Block(nn.Module):
             nn.Linear(config.mlp * config.dim, config.dim),
         )
 
-    def forward(self, x: Tensor, told: Tensor, turn: Tensor, layout: Layout) -> Tensor:
-        """x [B, F, N, D] of N tokens a frame, told [B, F, 1, D], turn [F * N, head / 2] complex."""
+    def forward(self, x: Tensor, told: Tensor, turn: Tensor, layout: Layout | Abreast, mute: int = 0) -> Tensor:
+        """x [B, F, N, D] of N tokens a frame, told [B, F, 1, D], turn [(B,) F * N, head / 2] complex.
+
+        Of the first `mute` frames only keys and values are made.
+        """
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(told).chunk(6, -1)
         qkv = self.qkv(_modulate(x, shift1, scale1))
         q, k, v = rearrange(qkv, "b f n (t h d) -> t b (f n) h d", t=3, h=self.heads)
-        q, k = rotate(self.norm_q(q), turn), rotate(self.norm_k(k), turn)
+        if mute:
+            x, gate1, shift2, scale2, gate2 = (each[:, mute:] for each in (x, gate1, shift2, scale2, gate2))
+        first = mute * x.shape[2]
+        q, k = rotate(self.norm_q(q[:, first:]), turn[..., first:, :]), rotate(self.norm_k(k), turn)
         seen = attend(q, k, v, layout, self.layer)
+        if not x.shape[1]:
+            return x
         x = torch.addcmul(x, gate1, self.out(rearrange(seen, "b (f n) h d -> b f n (h d)", f=x.shape[1])))
         return torch.addcmul(x, gate2, self.mlp(_modulate(x, shift2, scale2)))
 

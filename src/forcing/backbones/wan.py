@@ -5,7 +5,7 @@ makes a model causal is the layout that it is called with. Sizes and sub-modules
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,11 +17,12 @@ from torch.utils.checkpoint import checkpoint
 from forcing.backbones.attention import attend
 from forcing.backbones.rope import angles, rotate, turns
 from forcing.cond import Cond
-from forcing.layout import Cache, Layout
+from forcing.layout import Abreast, Cache, Layout
 
 EPS = 1e-6
 ROPE_BASE = 10000.0
 TEXTS = "text in layers"  # the condition that `Wan.prepare` makes of "text"
+SIGMA, SIGMAS = "sigma embedded", "sigma projected"  # those of each frame that `Wan.embed` makes of noise levels
 _FLOAT32 = ("time_embedding.", "time_projection.", "modulation", "norm")
 
 
@@ -103,7 +104,17 @@ class Wan(nn.Module):
         (batch, *_), *_ = (value.shape for value in cond.static.values())
         return replace(cond, static={TEXTS: self._texts(cond, batch)})
 
-    def forward(self, x: Tensor, sigma: Tensor, cond: Cond, layout: Layout) -> Tensor:
+    def embed(self, sigma: Tensor) -> Mapping[str, Tensor]:
+        """What noise levels [B, F] become, as conditions of each frame: made once for the few that a plan visits.
+
+        Embedded for the head [B, F, dim], and projected for the blocks [B, F, 6, dim].
+        """
+        with torch.autocast(sigma.device.type, enabled=False):
+            kind = self.time_embedding.get_parameter("0.weight").dtype
+            e = self.time_embedding(_sinusoid(1000 * sigma.double(), self.config.freq_dim).to(kind))
+            return {SIGMA: _precise(e), SIGMAS: _precise(self.time_projection(e)).unflatten(-1, (6, -1))}
+
+    def forward(self, x: Tensor, sigma: Tensor, cond: Cond, layout: Layout | Abreast) -> Tensor:
         _, p, q = self.config.patch
         height, width = x.shape[-2:]
         if height % p or width % q or x.shape[2] != self.config.in_channels:
@@ -115,25 +126,20 @@ class Wan(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             tokens = self.patch_embedding(x)
         texts = cond.static[TEXTS] if TEXTS in cond.static else self._texts(cond, len(x))
-        e, modulation = self._told(sigma)
+        told = cond.per_frame if SIGMAS in cond.per_frame else self.embed(sigma)
+        e, modulation = told[SIGMA][:, layout.mute :], told[SIGMAS]
         grid = height // p, width // q
         times, dim = layout.times.to(x.device), self.config.dim // self.config.num_heads
         turn = turns(angles(times, *grid, dim, ROPE_BASE, dtype=torch.float64), tokens.dtype)
         for block, text in zip(self.blocks, texts.unbind(1), strict=True):
+            mute = layout.mute if block is self.blocks[-1] else 0
             if self.config.checkpoint and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, modulation, text, turn, layout, use_reentrant=False)
+                tokens = checkpoint(block, tokens, modulation, text, turn, layout, mute, use_reentrant=False)
             else:
-                tokens = block(tokens, modulation, text, turn, layout)
+                tokens = block(tokens, modulation, text, turn, layout, mute)
         with torch.autocast(x.device.type, enabled=False):
             out = self.head(tokens, e)
         return rearrange(out, "b f (h w) (p q c) -> b f c (h p) (w q)", h=grid[0], p=p, q=q).to(x.dtype)
-
-    def _told(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """The noise level of each frame, embedded [B, F, dim], and projected for the blocks [B, F, 6, dim]."""
-        with torch.autocast(sigma.device.type, enabled=False):
-            kind = self.time_embedding.get_parameter("0.weight").dtype
-            e = self.time_embedding(_sinusoid(1000 * sigma.double(), self.config.freq_dim).to(kind))
-            return _precise(e), _precise(self.time_projection(e)).unflatten(-1, (6, -1))
 
     def _texts(self, cond: Cond, batch: int) -> Tensor:
         """Keys and values of the text in each layer, [B, layers, 2, L, dim]."""
@@ -179,7 +185,10 @@ class PatchEmbedding(nn.Conv3d):
 
 
 class Block(nn.Module):
-    """x [B, F, N, D], N tokens a frame; modulation [B, F, 6, D]; text [B, 2, L, D]; turn [F * N, head / 2] complex."""
+    """x [B, F, N, D], N tokens a frame; modulation [B, F, 6, D]; text [B, 2, L, D]; turn [(B,) F * N, head / 2] complex.
+
+    Of the first `mute` frames only keys and values are made.
+    """
 
     def __init__(self, config: WanConfig, layer: int) -> None:
         super().__init__()
@@ -193,10 +202,17 @@ class Block(nn.Module):
         )
         self.modulation = nn.Parameter(torch.empty(1, 6, config.dim))
 
-    def forward(self, x: Tensor, modulation: Tensor, text: Tensor, turn: Tensor, layout: Layout) -> Tensor:
+    def forward(
+        self, x: Tensor, modulation: Tensor, text: Tensor, turn: Tensor, layout: Layout | Abreast, mute: int = 0
+    ) -> Tensor:
         told = (self.modulation.to(modulation.dtype) + modulation)[:, :, :, None]
         shift1, scale1, gate1, shift2, scale2, gate2 = told.unbind(2)
-        x = _gated(x, gate1, self.self_attn(_modulated(x, shift1, scale1), turn, layout))
+        seen = self.self_attn(_modulated(x, shift1, scale1), turn, layout, mute)
+        if mute:
+            x, gate1, shift2, scale2, gate2 = (each[:, mute:] for each in (x, gate1, shift2, scale2, gate2))
+        if not x.shape[1]:
+            return x
+        x = _gated(x, gate1, seen)
         x = x + self.cross_attn(self.norm3(x), text)
         return _gated(x, gate2, self.ffn(_modulated(x, shift2, scale2)))
 
@@ -219,11 +235,13 @@ class SelfAttention(Attention):
         super().__init__(config)
         self.layer = layer
 
-    def forward(self, x: Tensor, turn: Tensor, layout: Layout) -> Tensor:
-        frames, x = x.shape[1], x.flatten(1, 2)
-        q, k = (rotate(self.split(each), turn) for each in (self.norm_q(self.q(x)), self.norm_k(self.k(x))))
+    def forward(self, x: Tensor, turn: Tensor, layout: Layout | Abreast, mute: int) -> Tensor:
+        _, frames, tokens, _ = x.shape
+        x, first = x.flatten(1, 2), mute * tokens
+        q = rotate(self.split(self.norm_q(self.q(x[:, first:]))), turn[..., first:, :])
+        k = rotate(self.split(self.norm_k(self.k(x))), turn)
         seen = attend(q, k, self.split(self.v(x)), layout, self.layer)
-        return self.o(seen.flatten(2)).unflatten(1, (frames, -1))
+        return self.o(seen.flatten(2)).unflatten(1, (frames - mute, tokens))
 
 
 class CrossAttention(Attention):

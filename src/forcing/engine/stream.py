@@ -6,116 +6,162 @@ over both is the same arithmetic (`layout.merged`). An n-step student so takes n
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from forcing import flow
-from forcing.backbone import Backbone
 from forcing.cond import Cond
+from forcing.engine.passes import Model, Pass, Work
+from forcing.guidance import guide
 from forcing.layout import Cache, Layout, after, merged
 from forcing.recipe import Sampling
-from forcing.ring import Ring
-from forcing.rollout import denoise
+from forcing.rollout import walk
 from forcing.shapes import Latents, Sigma
 
 
-class Stream:
-    """What `rollout` yields for the same conditions and noise, a chunk at a time; call it without gradients.
+@dataclass(frozen=True)
+class Savings:
+    """What is not done twice; each can be left out, to measure what it gives. The results are the same.
 
-    how: plan, chunk, window and sink; guidance is the model's own matter. size: (clips, channels, height, width).
-    layers: of the model. prepare: what the model can compute of conditions that stay (`Wan.prepare`). The noise comes
-    from `rng`, which is on the model's device.
+    merge: settle in the pass that begins the next chunk. texts: prepare static conditions once. levels: embed noise
+    levels once. mute: make nothing but keys and values in the last layer of what is only settled.
+    """
+
+    merge: bool = True
+    texts: bool = True
+    levels: bool = True
+    mute: bool = True
+
+
+class Stream:
+    """What `rollout` yields for the same conditions and noise, a chunk at a time; run its work without gradients.
+
+    how: plan, guidance, chunk, window and sink. shape: of a chunk, [clips, chunk, channels, height, width]. past: an
+    empty cache, such as a `Ring`. uncond: the other side of guidance. The noise comes from `rng`, which is on the
+    model's device.
     """
 
     def __init__(
         self,
-        model: Backbone,
+        model: Model,
         how: Sampling,
-        size: tuple[int, int, int, int],
-        layers: int,
+        shape: tuple[int, ...],
+        past: Cache,
         rng: torch.Generator,
-        prepare: Callable[[Cond], Cond] | None = None,
+        uncond: Callable[[Cond], Cond] = Cond.blank,
+        savings: Savings | None = None,
     ) -> None:
-        self.model, self.how, self.rng, self.prepare = model, how, rng, prepare
-        clips, *picture = size
-        self.shape = (clips, how.chunk, *picture)
-        self.ring = Ring(layers, window=how.window, sink=how.sink, chunk=how.chunk)
+        self.model, self.how, self.shape, self.past, self.rng, self.uncond = model, how, shape, past, rng, uncond
+        self.savings = savings or Savings()
         self._waiting: tuple[Latents, Cond] | None = None  # the newest chunk, clean but not settled
-        self._told: tuple[Mapping[str, Tensor], Cond] | None = None  # the newest static conditions, and made ready
-        self._sigmas: dict[float, Tensor] = {}
+        self._told: tuple[Mapping[str, Tensor], Mapping[str, Tensor]] | None = None  # static conditions, and made ready
+        self._sigmas: dict[tuple[float, ...], Sigma] = {}
+        self._levels: dict[tuple[tuple[float, ...], int], Mapping[str, Tensor]] = {}
+        self._origin = past.end
 
-    def next(self, cond: Cond) -> Latents:
-        """The next clean chunk [clips, chunk, channels, height, width]."""
+    @property
+    def waits(self) -> bool:
+        """Whether the newest chunk is not settled yet."""
+        return self._waiting is not None
+
+    def chunk(self, cond: Cond) -> Work[Latents]:
+        """The next clean chunk."""
         cond = self._ready(cond)
-        begins = self._waiting is None and self.ring.end == 0
+        begins = self._waiting is None and self.past.end == self._origin
         plan = replace(self.how.plan, rest=self.how.plan.levels(begins=begins))
-        noise = flow.randn(self.shape, self.rng)
-        v, layout = self._begun(noise, cond, plan.rest[0])
-        x0 = denoise(_Started(self.model, v), noise, cond, layout, plan, self.rng)
-        self._waiting = x0, cond
-        return x0
+        steps = walk(flow.randn(self.shape, self.rng), plan, self.rng, lambda level: self._sigma((level,)))
+        x, level = next(steps)
+        v, layout = yield from self._first(x, level, cond)
+        while True:
+            try:
+                x, level = steps.send(v)
+            except StopIteration as done:
+                self._waiting = done.value, cond
+                return done.value
+            v = yield from self._pass(x, (level,), cond, layout)
 
-    def settle(self) -> None:
+    def settle(self) -> Work[None]:
         """Make the newest chunk part of the past now, in a pass of its own.
 
-        To be called when a chunk has been shown and there is time: the next one then needs a shorter first pass.
+        For when a chunk has been shown and there is time: the next one then needs a shorter first pass.
         """
         if self._waiting is not None:
-            (x0, cond), self._waiting = self._waiting, None
-            self._write(x0, cond)
+            x0, cond = self._waiting
+            frames = x0.shape[1]
+            layout = after(self.past.past(frames), frames, mute=frames if self.savings.mute else 0)
+            yield from self._pass(x0, (0.0,), cond, layout)
+            self.past.settle(frames)
+            self._waiting = None
 
-    def remember(self, x0: Latents, cond: Cond) -> None:
-        """Make clean frames [clips, F <= chunk, ...] part of the past: an image or a video to go on from."""
-        self.settle()
-        self._write(x0, self._ready(cond))
+    def remember(self, x0: Latents, cond: Cond) -> Work[None]:
+        """Take clean frames [clips, F <= chunk, ...] as the newest chunk: an image or a video to go on from."""
+        yield from self.settle()
+        self._waiting = x0, self._ready(cond)
 
-    def _write(self, x0: Latents, cond: Cond) -> None:
-        frames = x0.shape[1]
-        self.model(x0, self._sigma(0.0)[:, :frames], cond, after(self.ring.past(frames), frames))
-        self.ring.settle(frames)
+    def forget(self, end: int = 0) -> None:
+        """Begin anew, with an empty past; the next frame is number `end`."""
+        self._waiting, self._origin = None, end
+        self.past.clear(end)
 
-    def _begun(self, x: Latents, cond: Cond, level: float) -> tuple[Latents, Layout]:
+    def _first(self, x: Latents, level: float, cond: Cond) -> Work[tuple[Latents, Layout]]:
         """The first velocity of a chunk, and the layout of its other passes."""
         chunk = self.how.chunk
-        if self._waiting is not None and self._waiting[1].static is cond.static:
-            (clean, before), self._waiting = self._waiting, None
+        if self.savings.merge and self._waiting is not None and self._alike(*self._waiting, cond):
+            clean, before = self._waiting
             both = Cond(
                 cond.static, {k: torch.cat([before.per_frame[k], cond.per_frame[k]], 1) for k in cond.per_frame}
             )
-            sigma = torch.cat([self._sigma(0.0), self._sigma(level)], 1)
-            v = self.model(torch.cat([clean, x], 1), sigma, both, merged(self.ring.past(chunk), chunk))[:, chunk:]
-            self.ring.settle(chunk)
-            return v, after(self.ring.past(chunk), chunk)
-        self.settle()  # told something else from here on: the two halves cannot share a pass
-        layout = after(self.ring.past(chunk), chunk)
-        return self.model(x, self._sigma(level), cond, layout), layout
+            layout = merged(self.past.past(chunk), chunk)
+            v = yield from self._pass(torch.cat([clean, x], 1), (0.0, level), both, layout)
+            self.past.settle(chunk)
+            self._waiting = None
+            return v, after(self.past.past(chunk), chunk)
+        yield from self.settle()  # told something else from here on: the two halves cannot share a pass
+        layout = after(self.past.past(chunk), chunk)
+        return (yield from self._pass(x, (level,), cond, layout)), layout
+
+    def _alike(self, clean: Latents, before: Cond, cond: Cond) -> bool:
+        return clean.shape[1] == self.how.chunk and before.static is cond.static
+
+    def _pass(self, x: Latents, levels: tuple[float, ...], cond: Cond, layout: Layout) -> Work[Latents]:
+        """Velocity of all frames that are not mute; `levels` of equal parts of the frames."""
+        frames, mute = x.shape[1], layout.mute
+        if not self.savings.mute:
+            layout = replace(layout, mute=0)
+        sigma = self._sigma(levels)[:, :frames]
+        if self.how.guidance != 1:
+            x, sigma = torch.cat([x, x]), torch.cat([sigma, sigma])
+        per_frame = {**cond.per_frame, **(self._embedded(levels, sigma) if self.savings.levels else {})}
+        v = yield Pass(x, sigma, Cond(cond.static, per_frame), layout)
+        v = v if self.savings.mute else v[:, mute:]
+        if self.how.guidance == 1:
+            return v
+        v_cond, v_uncond = v.chunk(2)
+        return guide(v_cond, v_uncond, self.how.guidance)
 
     def _ready(self, cond: Cond) -> Cond:
+        known = cond.static
+        if self.how.guidance != 1:
+            cond = cond.beside(self.uncond(cond))
         # the same tensors are the same conditions: what was made of them is used again
-        if self._told is None or not _same(self._told[0], cond.static):
-            made = cond if self.prepare is None else self.prepare(cond)
-            self._told = cond.static, made
-        return Cond(self._told[1].static, cond.per_frame)
+        if self._told is None or not _same(self._told[0], known):
+            self._told = known, self.model.prepare(cond).static if self.savings.texts else cond.static
+        return Cond(self._told[1], cond.per_frame)
 
-    def _sigma(self, level: float) -> Tensor:
-        if level not in self._sigmas:
-            self._sigmas[level] = torch.full(self.shape[:2], level, device=self.rng.device)
-        return self._sigmas[level]
+    def _sigma(self, levels: tuple[float, ...]) -> Sigma:
+        """Each level for as many frames as a chunk has."""
+        if levels not in self._sigmas:
+            parts = [torch.full(self.shape[:2], level, device=self.rng.device) for level in levels]
+            self._sigmas[levels] = torch.cat(parts, 1)
+        return self._sigmas[levels]
 
-
-class _Started:
-    """A model whose first pass has been made."""
-
-    def __init__(self, model: Backbone, v: Latents) -> None:
-        self.model, self._v = model, [v]
-
-    def __call__(self, x: Latents, sigma: Sigma, cond: Cond, layout: Layout) -> Latents:
-        return self._v.pop() if self._v else self.model(x, sigma, cond, layout)
-
-    def cache(self, batch: int, *, window: int, sink: int = 0) -> Cache:
-        return self.model.cache(batch, window=window, sink=sink)
+    def _embedded(self, levels: tuple[float, ...], sigma: Sigma) -> Mapping[str, Tensor]:
+        key = levels, sigma.shape[1]
+        if key not in self._levels:
+            self._levels[key] = self.model.embed(sigma)
+        return self._levels[key]
 
 
 def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
