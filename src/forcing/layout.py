@@ -88,7 +88,9 @@ class Abreast:
     @property
     def times(self) -> Float[Tensor, "b f"]:
         """Frame index of each frame of each clip."""
-        return torch.stack([one.times for one, clips in zip(self.layouts, self.clips, strict=True) for _ in range(clips)])
+        return torch.stack(
+            [one.times for one, clips in zip(self.layouts, self.clips, strict=True) for _ in range(clips)]
+        )
 
     @property
     def mute(self) -> int:

@@ -77,6 +77,16 @@ class Ring(Cache):
         self._move({old: new for old, new in zip(at, self._places, strict=True) if old != new})
         self._written = 0
 
+    def drop(self) -> None:
+        """Forget everything, and give the memory back."""
+        self.clear()
+        self._store = None
+
+    def become(self, other: "Ring") -> None:
+        """Hold what another ring of the same sizes holds."""
+        self._store = None if other._store is None else other._store.clone()
+        self.held, self.end, self._places = other.held, other.end, list(other._places)
+
     def _move(self, moves: dict[int, int]) -> None:
         """Copy frames to other places, none before what is there has been copied; places that leave are free."""
         spare = self.most + 2 * self.chunk - 1  # held the noisy half of the newest forward

@@ -115,15 +115,18 @@ class World:
         actions: of each clip, the action that leads to each frame, -1 where none is told; None tells none at all
         (the free regime). A world without keys is told none.
         """
-        static = {"text": self.text.encode(prompts)}
+        return Cond({"text": self.text.encode(prompts)}, self.pressed(len(prompts), actions, frames))
+
+    def pressed(self, clips: int, actions: Sequence[Sequence[str | int]] | None, frames: int) -> Mapping[str, Tensor]:
+        """The conditions of each frame alone, as `cond` has them."""
         if not self.keys.width:
-            return Cond(static)
+            return {}
         if actions is None:
-            return Cond(static, {"action": torch.zeros(len(prompts), frames, self.keys.width)})
+            return {"action": torch.zeros(clips, frames, self.keys.width)}
         told = torch.stack([self.keys.encode(list(each)) for each in actions])
-        if told.shape[:2] != (len(prompts), frames):
-            raise ValueError(f"need one action a frame: {len(prompts)} clips of {frames}, got {tuple(told.shape[:2])}")
-        return Cond(static, {"action": told})
+        if told.shape[:2] != (clips, frames):
+            raise ValueError(f"need one action a frame: {clips} clips of {frames}, got {tuple(told.shape[:2])}")
+        return {"action": told}
 
     def uncond(self, cond: Cond) -> Cond:
         """The other side of guidance: no action, and whatever the text encoder says when nothing is asked for."""
@@ -155,7 +158,7 @@ class World:
         with torch.no_grad():  # never around a `yield`: it would leak to the caller between chunks
             if start is not None:
                 clean, told = (start[0].to(rng.device), start[1].map(lambda value: value.to(rng.device)))
-                for first, stop in _pieces(clean.shape[1], how.chunk):
+                for first, stop in pieces(clean.shape[1], how.chunk):
                     remember(model, clean[:, first:stop], told.frames(first, stop), cache)
         while True:
             with torch.no_grad():
@@ -189,7 +192,8 @@ def _once(uncond: Callable[[Cond], Cond]) -> Callable[[Cond], Cond]:
     return asked
 
 
-def _pieces(frames: int, chunk: int) -> list[tuple[int, int]]:
+def pieces(frames: int, chunk: int) -> list[tuple[int, int]]:
+    """Where given frames are cut into chunks (first, stop); the first may be shorter."""
     stops = list(range(frames % chunk or chunk, frames + 1, chunk))
     return list(zip([0, *stops], stops, strict=False))
 

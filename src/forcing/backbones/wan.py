@@ -185,7 +185,7 @@ class PatchEmbedding(nn.Conv3d):
 
 
 class Block(nn.Module):
-    """x [B, F, N, D], N tokens a frame; modulation [B, F, 6, D]; text [B, 2, L, D]; turn [(B,) F * N, head / 2] complex.
+    """x [B, F, N, D], N tokens a frame; modulation [B, F, 6, D]; text [B, 2, L, D]; turn [(B,) F * N, head / 2].
 
     Of the first `mute` frames only keys and values are made.
     """

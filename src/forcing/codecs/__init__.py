@@ -1,6 +1,7 @@
 """Pixels to latents and back."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -8,6 +9,30 @@ import numpy as np
 from forcing.shapes import Latents
 
 Pixels = np.ndarray  # uint8 [..., F, H, W, 3]
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """One stream: latents [B, F, C, h, w] in chunks of any length to their frames [B, F', H, W, 3]."""
+
+    def __call__(self, latents: Latents) -> Pixels: ...
+
+    def fork(self) -> "Decoder":
+        """Another stream that goes on from here."""
+        ...
+
+
+@dataclass(frozen=True)
+class Memoryless:
+    """The stream of a codec that decodes each frame alone."""
+
+    decode: Callable[[Latents], Pixels]
+
+    def __call__(self, latents: Latents) -> Pixels:
+        return self.decode(latents)
+
+    def fork(self) -> "Memoryless":
+        return self
 
 
 @runtime_checkable
@@ -29,6 +54,6 @@ class Codec(Protocol):
         """A whole clip."""
         ...
 
-    def decoder(self) -> Callable[[Latents], Pixels]:
-        """A function of one stream, chunk by chunk."""
+    def decoder(self) -> Decoder:
+        """A stream; any number of them may go on at once."""
         ...

@@ -4,7 +4,6 @@ What a VAE is to Wan, for worlds small enough not to need one: a world drawn fro
 loss in k - 1 channels. Frames are padded at the top and the right to the size the backbone needs.
 """
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from forcing.codecs import Pixels
+from forcing.codecs import Memoryless, Pixels
 from forcing.shapes import Latents
 
 
@@ -87,9 +86,9 @@ class LinearCodec:
         image = pixels.reshape(*lead, h, w, side, side, 3).swapaxes(-4, -3).reshape(*lead, h * side, w * side, 3)
         return np.ascontiguousarray(image[..., h * side - height :, :width, :])
 
-    def decoder(self) -> Callable[[Latents], Pixels]:
-        """Frames decode alone, so a stream needs no state."""
-        return self.decode
+    def decoder(self) -> Memoryless:
+        """A stream; any number of them may go on at once."""
+        return Memoryless(self.decode)
 
     def save(self, path: Path) -> None:
         meta = {name: str(value) for name, value in asdict(self.config).items() if name != "frame"}

@@ -35,6 +35,9 @@ class Savings:
     mute: bool = True
 
 
+ALL = Savings()
+
+
 class Stream:
     """What `rollout` yields for the same conditions and noise, a chunk at a time; run its work without gradients.
 
@@ -51,10 +54,10 @@ class Stream:
         past: Cache,
         rng: torch.Generator,
         uncond: Callable[[Cond], Cond] = Cond.blank,
-        savings: Savings | None = None,
+        savings: Savings = ALL,
     ) -> None:
         self.model, self.how, self.shape, self.past, self.rng, self.uncond = model, how, shape, past, rng, uncond
-        self.savings = savings or Savings()
+        self.savings = savings
         self._waiting: tuple[Latents, Cond] | None = None  # the newest chunk, clean but not settled
         self._told: tuple[Mapping[str, Tensor], Mapping[str, Tensor]] | None = None  # static conditions, and made ready
         self._sigmas: dict[tuple[float, ...], Sigma] = {}
@@ -95,10 +98,18 @@ class Stream:
             self.past.settle(frames)
             self._waiting = None
 
-    def remember(self, x0: Latents, cond: Cond) -> Work[None]:
-        """Take clean frames [clips, F <= chunk, ...] as the newest chunk: an image or a video to go on from."""
+    def remember(self, x0: Latents, cond: Cond, at: int | None = None) -> Work[None]:
+        """Take clean frames [clips, F <= chunk, ...] as the newest chunk: an image or a video to go on from.
+
+        at: number of the first, if it is not the next one.
+        """
         yield from self.settle()
         self._waiting = x0, self._ready(cond)
+        self.past.end = self.past.end if at is None else at
+
+    def become(self, other: "Stream") -> None:
+        """Stand where another stream of the same world stands, its past and its noise aside."""
+        self._waiting, self._told, self._origin = other._waiting, other._told, other._origin
 
     def forget(self, end: int = 0) -> None:
         """Begin anew, with an empty past; the next frame is number `end`."""

@@ -1,0 +1,282 @@
+"""Several sessions on one model: whose frames are due first is served first, and those who can share a pass do.
+
+What a session shows does not depend on who else is served: passes are shared, pasts and noise are not. Where there is
+more to do than time, every session's frames come later by the same measure, and nobody's debt grows.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from forcing.codecs import Pixels
+from forcing.engine.passes import Model, Pass, Work, together
+from forcing.engine.session import Session, Setup, Shown, Told
+from forcing.ring import Ring
+from forcing.shapes import Latents
+
+Policy = Literal["merge", "eager", "auto"]
+POLICIES: tuple[Policy, ...] = ("merge", "eager", "auto")
+SESSIONS = 64
+MARGIN = 1.2  # a chunk is begun so many times its usual duration before it is due
+
+
+@dataclass(eq=False)
+class Seat:
+    """A session's place in an engine. due: when its next frames should be shown, in seconds of the engine's clock.
+
+    credit: chunks that its viewer is ready for; None for any number.
+    """
+
+    session: Session
+    due: float
+    credit: int | None = None
+    paused: bool = False
+    usual: float = 0.0  # seconds from the beginning of a chunk to its end: the longest lately
+    begun: float = 0.0
+    holds: bool = False  # keys and values in memory
+    asked: Pass | None = None  # the pass that it waits for
+    work: Work[Shown | None] | None = field(default=None, repr=False)
+
+    @property
+    def wants(self) -> bool:
+        """Whether its viewer waits for more."""
+        return not self.paused and (self.credit is None or self.credit > 0)
+
+    def begin(self, work: Work[Shown | None]) -> Shown | None:
+        self.work = work
+        return self._went(lambda: next(work))
+
+    def go_on(self, v: Latents) -> Shown | None:
+        work = self.work
+        assert work is not None
+        return self._went(lambda: work.send(v))
+
+    def leave(self) -> None:
+        """Give up what is being made; it can be begun anew."""
+        work, self.work, self.asked = self.work, None, None
+        if work is not None:
+            work.close()
+
+    def _went(self, step: Callable[[], Pass]) -> Shown | None:
+        try:
+            self.asked = step()
+        except StopIteration as done:
+            self.work = self.asked = None
+            return done.value
+        except Exception:
+            self.work = self.asked = None
+            raise
+        return None
+
+
+Happened = tuple[Session, Shown | Exception]
+
+
+class Engine:
+    """Serve sessions by calling `tick` whenever `wait` says so; a session that fails is closed, and alone.
+
+    sessions: how many may be open. rings: how many of them may have keys and values in memory; the others, whose turn
+    was longest ago, make theirs again when they go on. batch: sessions that may share a pass. fps: frames a second that
+    each session is shown; None for as many as can be. policy: when a chunk is settled; "merge": with the pass that
+    begins the next one (most frames), "eager": at once after it was shown (soonest reaction), "auto": when idle, else
+    merged. The frames are the same. It belongs to one thread.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        sessions: int = SESSIONS,
+        rings: int | None = None,
+        batch: int = 1,
+        fps: float | None = None,
+        policy: Policy = "auto",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        rings = sessions if rings is None else rings
+        for name, value in (("sessions", sessions), ("rings", rings), ("batch", batch)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}: it must be at least 1")
+        if fps is not None and not fps > 0:
+            raise ValueError(f"fps is {fps}: it must be above 0")
+        if policy not in POLICIES:
+            raise ValueError(f"policy is {policy!r}: choose from {', '.join(POLICIES)}")
+        if batch > rings:
+            raise ValueError(f"batch is {batch}: only {rings} sessions have keys and values in memory")
+        self.setup, self.sessions, self.batch, self.policy, self.clock = setup, sessions, batch, policy, clock
+        self.period = 0.0 if fps is None else setup.how.chunk * setup.world.codec.stride[0] / fps
+        self.seats: dict[Session, Seat] = {}
+        self._spare = [setup.ring() for _ in range(rings)]
+
+    def open(self, listen: Callable[[int], Told], *, seed: int = 0, start: Pixels | None = None) -> Session:
+        """A new session; see `Session`. RuntimeError where there is no room."""
+        self._room()
+        return self._seated(Session(self.setup, listen, seed=seed, start=start))
+
+    def fork(self, session: Session, listen: Callable[[int], Told]) -> Session:
+        """Another session that goes on from here. RuntimeError where there is no room."""
+        self._room()
+        seat = self._seat(session)
+        seat.leave()
+        if not seat.holds:
+            return self._seated(session.fork(listen))
+        ring = self._ring(seat)
+        if ring is None:
+            raise RuntimeError("all keys and values in memory are in use")
+        other = self._seated(session.fork(listen, ring))
+        self.seats[other].holds = True
+        return other
+
+    def close(self, session: Session) -> None:
+        """Forget a session; nothing happens if it is closed already."""
+        seat = self.seats.pop(session, None)
+        if seat is not None:
+            seat.leave()
+            self._give_back(seat)
+
+    def pause(self, session: Session, paused: bool = True) -> None:
+        """Make nothing for it until it goes on."""
+        seat = self._seat(session)
+        seat.due = max(seat.due, self.clock()) if seat.paused and not paused else seat.due
+        seat.paused = paused
+
+    def credit(self, session: Session, chunks: int | None) -> None:
+        """So many more chunks may be made for it; None for any number."""
+        seat = self._seat(session)
+        seat.credit = None if chunks is None else (seat.credit or 0) + chunks
+
+    def reset(self, session: Session, *, seed: int, start: Pixels | None = None) -> None:
+        """Begin anew; see `Session.reset`."""
+        self._seat(session).leave()
+        session.reset(seed=seed, start=start)
+
+    def back(self, session: Session, frame: int) -> None:
+        """Go back; see `Session.back`."""
+        self._seat(session).leave()
+        session.back(frame)
+
+    @torch.no_grad()
+    def tick(self) -> list[Happened]:
+        """Make one pass for those who are due first, if any is; returns what is to be shown now."""
+        happened: list[Happened] = []
+        group = self._chosen(happened)
+        if group:
+            self._pass(group, happened)
+        return happened
+
+    def wait(self) -> float | None:
+        """Seconds until there is something to do; None: not before someone is told something else."""
+        now, busy = self.clock(), self.seats.values()
+        if any(seat.asked or self._settles(seat) for seat in busy):
+            return 0.0
+        return min((max(0.0, self._release(seat) - now) for seat in busy if seat.wants), default=None)
+
+    def _chosen(self, happened: list[Happened]) -> list[Seat]:
+        """Seats whose passes are made as one, the most urgent first. They are told something now, and not before."""
+        now = self.clock()
+        ready = [seat for seat in self.seats.values() if seat.asked or (seat.wants and self._release(seat) <= now)]
+        group: list[Seat] = []
+        if self.policy == "eager" or not ready:
+            ready = [seat for seat in self.seats.values() if not seat.asked and self._settles(seat)] or ready
+        for seat in sorted(ready, key=lambda seat: seat.due):
+            if len(group) == self.batch:
+                break
+            if seat.asked is None:
+                self._begin(seat, now, happened)
+            if seat.asked is not None and (not group or seat.asked.shape == _shape(group)):
+                group.append(seat)
+        return group
+
+    def _begin(self, seat: Seat, now: float, happened: list[Happened]) -> None:
+        session, settles = seat.session, self._settles(seat) and (self.policy == "eager" or not self._due(seat, now))
+        if not seat.holds:
+            ring = self._ring(seat)
+            if ring is None:  # all are in use just now
+                return
+            session.take(ring)
+            seat.holds = True
+        seat.begun = now
+        self._step(seat, lambda: seat.begin(session.stream.settle() if settles else session.work()), happened)
+
+    def _pass(self, group: Sequence[Seat], happened: list[Happened]) -> None:
+        passes = [seat.asked for seat in group if seat.asked is not None]
+        model = self.setup.world.model
+        try:
+            made: list[Latents | Exception] = [*together(model, passes)]
+        except Exception as failed:  # one of them may be to blame: the others go on
+            made = [_alone(model, each) for each in passes] if len(passes) > 1 else [failed]
+        for seat, v in zip(group, made, strict=True):
+            if isinstance(v, Exception):
+                self._failed(seat, v, happened)
+            else:
+                self._step(seat, lambda seat=seat, v=v: seat.go_on(v), happened)
+
+    def _step(self, seat: Seat, step: Callable[[], Shown | None], happened: list[Happened]) -> None:
+        try:
+            shown = step()
+        except Exception as failed:
+            self._failed(seat, failed, happened)
+            return
+        if shown is not None:
+            now = self.clock()
+            seat.usual = max(now - seat.begun, 0.9 * seat.usual)
+            seat.due = max(seat.due + self.period, now)  # who is late is not made to catch up more than that
+            seat.credit = None if seat.credit is None else seat.credit - 1
+            happened.append((seat.session, shown))
+
+    def _failed(self, seat: Seat, failed: Exception, happened: list[Happened]) -> None:
+        self.close(seat.session)
+        happened.append((seat.session, failed))
+
+    def _settles(self, seat: Seat) -> bool:
+        """Whether its newest chunk is to be settled before it goes on."""
+        return self.policy != "merge" and seat.work is None and seat.session.stream.waits and not seat.session.asleep
+
+    def _due(self, seat: Seat, now: float) -> bool:
+        return seat.wants and self._release(seat) <= now
+
+    def _release(self, seat: Seat) -> float:
+        """When to begin its next chunk: not before it must be, for its viewer may change their mind."""
+        return seat.due - min(self.period, MARGIN * seat.usual)
+
+    def _room(self) -> None:
+        if len(self.seats) >= self.sessions:
+            raise RuntimeError(f"all {self.sessions} sessions are taken")
+
+    def _seat(self, session: Session) -> Seat:
+        if session not in self.seats:
+            raise ValueError("this session is closed")
+        return self.seats[session]
+
+    def _seated(self, session: Session) -> Session:
+        self.seats[session] = Seat(session, self.clock())
+        return session
+
+    def _ring(self, wants: Seat) -> Ring | None:
+        """A ring that is free, if need be that of the one who needs it least."""
+        if not self._spare:
+            idle = (seat for seat in self.seats.values() if seat.holds and seat.work is None and seat is not wants)
+            least = min(idle, key=lambda seat: (seat.wants, seat.begun), default=None)
+            if least is not None:
+                self._give_back(least)
+        return self._spare.pop() if self._spare else None
+
+    def _give_back(self, seat: Seat) -> None:
+        if seat.holds:
+            ring, seat.holds = seat.session.sleep(), False
+            ring.drop()
+            self._spare.append(ring)
+
+
+def _shape(group: Sequence[Seat]) -> tuple[object, ...] | None:
+    return None if group[0].asked is None else group[0].asked.shape
+
+
+def _alone(model: Model, asked: Pass) -> Latents | Exception:
+    try:
+        return together(model, [asked])[0]
+    except Exception as failed:
+        return failed

@@ -1,0 +1,216 @@
+"""A session shows what the plain rollout makes for the same seed, prompts, keys and start; nothing is lost."""
+
+import numpy as np
+import pytest
+import torch
+from engine_toys import PLANS, Changed, pictures, setup, told, world
+
+from forcing.data.order import seeded
+from forcing.engine.passes import run
+from forcing.engine.session import Session, Told
+
+FRAMES = 12
+every_plan = pytest.mark.parametrize("plan", PLANS)
+sizes = pytest.mark.parametrize(("chunk", "window", "sink"), [(1, 4, 0), (1, 5, 2), (3, 9, 0), (3, 9, 3)])
+
+
+def plainly(made, listen, frames: int = FRAMES, seed: int = 0, start=None):
+    """Latents [F, C, h, w] by `World.stream`, which knows nothing of merging, rings and memories."""
+    here, chunk = made.world, made.how.chunk
+    first = 0 if start is None else len(start)
+    conds = (
+        here.cond([(one := listen(at)).prompt], [one.actions] if one.actions is not None else None, chunk)
+        for at in range(first, frames, chunk)
+    )
+    given = None
+    if start is not None:
+        latents = here.codec.encode(start[None]).to(torch.get_default_dtype())
+        given = latents, here.cond([listen(0).prompt], None, first)
+    out = list(here.stream(conds, 1, seeded(seed, "generate"), sampling=made.how, start=given))
+    return torch.cat([*([] if given is None else [given[0]]), *out], 1)[0]
+
+
+def shown(session: Session, frames: int = FRAMES, settle: int = 0):
+    out = []
+    while sum(len(each.latents) for each in out) < frames:
+        out.append(session.next())
+        if settle and len(out) % settle == 0:
+            session.settle()
+    return torch.cat([each.latents for each in out])
+
+
+def close(one, other) -> bool:
+    return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=1e-9)
+
+
+@every_plan
+@sizes
+@pytest.mark.parametrize("settle", [0, 1, 3])
+def test_a_session_is_a_rollout(double, plan, chunk, window, sink, settle):
+    made, listen = setup(world(), plan, chunk, window, sink), told(chunk, switch=6)
+    expected = plainly(made, listen)
+    assert expected.abs().mean() > 0.1
+    assert close(shown(Session(made, listen), settle=settle), expected)
+
+
+@pytest.mark.parametrize("frames", [1, 3, 4])
+@sizes
+def test_it_goes_on_from_pictures(double, chunk, window, sink, frames):
+    made, listen, start = setup(world(), "2 steps", chunk, window, sink), told(chunk), pictures(frames)
+    session = Session(made, listen, start=start)
+    first = session.next()
+    assert first.told is None and np.array_equal(first.pictures, start)
+    out = torch.cat([first.latents, shown(session, 9)])
+    assert close(out, plainly(made, listen, frames + 9, start=start))
+
+
+def test_guidance(double):
+    made, listen = setup(world(), guidance=2.5), told(1, switch=5)
+    assert close(shown(Session(made, listen)), plainly(made, listen))
+    assert not close(shown(Session(setup(world()), listen)), plainly(made, listen))
+
+
+def test_what_is_shown(double):
+    made = setup(world(), chunk=3, window=9)
+    session = Session(made, told(3), seed=4)
+    one, two = session.next(), session.next()
+    assert (one.frame, two.frame) == (0, 3) and one.generation == two.generation
+    assert one.pictures.shape == (3, 16, 16, 3) and one.pictures.dtype == np.uint8
+    assert np.array_equal(two.pictures, made.world.codec.decode(two.latents[None])[0])
+    session.reset(seed=4)
+    again = session.next()
+    assert again.generation == one.generation + 1 and close(again.latents, one.latents)
+    session.reset(seed=5)
+    assert not close(session.next().latents, one.latents)
+
+
+def test_prompts_and_keys_are_asked_for_when_a_chunk_is_begun():
+    made, asked = setup(world()), []
+    session = Session(made, lambda frame: asked.append(frame) or Told("day", [0]))
+    assert asked == []
+    session.next()
+    session.settle()
+    assert asked == [0]
+    session.next()
+    assert asked == [0, 1]
+
+
+@sizes
+def test_sleeping_loses_nothing_while_nothing_was_evicted(double, chunk, window, sink):
+    made, listen = setup(world(), "2 steps", chunk, 24, sink), told(chunk, switch=6)
+    session, out = Session(made, listen), []
+    for _ in range(24 // chunk):
+        out.append(session.next().latents)
+        session.sleep()
+    assert close(torch.cat(out), plainly(made, listen, 24))
+
+
+@sizes
+def test_after_an_eviction_a_woken_session_has_the_window(double, chunk, window, sink):
+    # by the definition: the frames that are held, one after another, each seeing those before it
+    made, listen = setup(world(), "2 steps", chunk, window, sink), told(chunk)
+    session = Session(made, listen)
+    out = shown(session, 15)
+    session.sleep()
+    after = session.next().latents
+    assert not close(after, plainly(made, listen, 15 + chunk)[15:]) and after.isfinite().all()
+    held = [chunk.frame for chunk in session.history.held(window)]
+    assert held[-1] == 15 and sum(each.frames for each in session.history.held(window)) >= window
+    assert all(frame in held for frame in range(0, sink, chunk)) and len(out) == 15
+
+
+@pytest.mark.parametrize("at", [0, 3, 6])
+def test_going_back(double, at):
+    made, listen = setup(world(), "2 steps", 3, 24), told(3, switch=6, how="recache")
+    session = Session(made, listen)
+    before = shown(session, 12)
+    session.back(at)
+    again = session.next()
+    assert again.frame == at and again.generation == 2
+    assert close(torch.cat([again.latents, shown(session, 9 - at)]), before[at:])
+    with pytest.raises(ValueError, match="frame 5 is not the beginning"):
+        session.back(5)
+
+
+def test_a_fork_goes_on_alike_and_apart(double):
+    made, listen = setup(world(), window=5, sink=1), told(1)
+    session = Session(made, listen)
+    shown(session, 7)
+    other = session.fork(listen)
+    differs = session.fork(lambda frame: Told("night", [2]))
+    expected = plainly(made, listen, 14)[7:]
+    assert not close(shown(differs, 7), expected)
+    assert close(shown(session, 7), expected) and close(shown(other, 7), expected)
+
+
+def test_a_cut_begins_a_new_scene(double):
+    made, chunk = setup(world(), "2 steps", 3, 9), 3
+    session = Session(made, told(chunk, switch=6, how="cut"))
+    shown(session, 6)
+    random = session.random.get_state()
+    after = session.next()
+    assert after.frame == 6
+    # the same noise, where nothing was before
+    fresh = Session(made, lambda frame: told(chunk, switch=0)(frame + 6))
+    fresh.random.set_state(random)
+    assert close(after.latents, fresh.next().latents)
+
+
+def test_a_recache_is_a_past_told_the_new_prompt(double):
+    made = setup(world(), "1 step", 1, 24)
+    keys = told(1)
+    session = Session(made, lambda frame: Told("day" if frame < 6 else "night", keys(frame).actions, "recache"))
+    out = shown(session, 12)
+    # teacher forcing by hand: the same frames, remembered under the new prompt
+    other = Session(made, lambda frame: Told("night", keys(frame).actions))
+    other.stream.forget()
+    with torch.no_grad():
+        for frame in range(6):
+            cond = other._cond(Told("night", keys(frame).actions))
+            run(made.world.model, other.stream.remember(out[None, frame : frame + 1], cond))
+    other.frame = other.place = 6
+    drawn = Session(made, keys)
+    shown(drawn, 6)
+    other.random.set_state(drawn.random.get_state())
+    assert close(shown(other, 6), out[6:])
+    assert not close(out, plainly(made, told(1, switch=6), 12))
+    # and it stays so when the memory is made again
+    session.back(9)
+    assert close(shown(session, 3), out[9:])
+
+
+def test_what_fails_can_be_tried_again(double):
+    made, listen = setup(world(), "2 steps", 1, 24), told(1, switch=4)
+    session, model = Session(made, listen), made.world.model
+    out, calls, failed = [], 0, 0
+
+    def sick(model, *args):
+        nonlocal calls
+        calls += 1
+        if calls in (2, 8, 9, 13, 24, 31):
+            raise MemoryError("a pass failed")
+        return model(*args)
+
+    with torch.no_grad():
+        for _ in range(200):
+            try:
+                out.append(run(Changed(model, sick), session.work()).latents)
+            except MemoryError:
+                failed += 1
+            if len(out) == 8:
+                break
+    assert failed == 6 and close(torch.cat(out), plainly(made, listen, 8))
+
+
+def test_what_cannot_be_is_named(double):
+    made = setup(world())
+    with pytest.raises(ValueError, match="seed is -1"):
+        Session(made, told(1), seed=-1)
+    with pytest.raises(ValueError, match="unknown prompt 'dusk'"):
+        Session(made, lambda frame: Told("dusk")).next()
+    with pytest.raises(ValueError, match="one action a frame"):
+        Session(made, lambda frame: Told("day", [0, 1])).next()
+    with pytest.raises(ValueError, match=r"pictures \[F, H, W, 3\]"):
+        Session(made, told(1), start=pictures(1)[0])
+    with pytest.raises(ValueError, match="keep is 3 latent frames"):
+        setup(world()).of(made.world, made.how, keep=3)
