@@ -65,6 +65,15 @@ class Ring(Cache):
         keys, values = (part[:, :stop].flatten(1, 2) for part in own)
         return keys, values
 
+    def wrote(self, frames: int) -> None:
+        """Take it that a forward has written so many frames: one that was recorded, and replayed on this memory."""
+        self._written = frames
+
+    @property
+    def where(self) -> int | None:
+        """The address of its memory."""
+        return None if self._store is None else self._store.data_ptr()
+
     def settle(self, frames: int) -> None:
         """Commit the first `frames` frames of the newest forward."""
         if not 1 <= frames <= self._written:

@@ -32,7 +32,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout | Abreast, layer: int
     if table is None:
         return _sdpa(q, k, v)
     table = table[frames - q.shape[1] // tokens :]
-    if table.numel() * tokens**2 <= DENSE:
+    if table.numel() * tokens**2 <= DENSE and not (q.is_cuda and layout.past is not None):  # no copies in a stream
         return masked(q, k, v, table)
     return grouped(q, k, v, table)
 

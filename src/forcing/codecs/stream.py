@@ -30,8 +30,7 @@ class Stream:
 
     def __call__(self, latents: Latents) -> Pixels:
         """The next latents [B, F, C, h, w] -> their frames, uint8 [B, F', H, W, 3]."""
-        levels = (self.step(latents) - self.black).mul_(255 / (1 - self.black)).round_().to(torch.uint8)
-        return levels.permute(0, 1, 3, 4, 2).contiguous().cpu().numpy()
+        return self._levels(self.step(latents)).cpu().numpy()
 
     @torch.no_grad()
     def step(self, latents: Latents) -> Tensor:
@@ -39,23 +38,42 @@ class Stream:
 
         ValueError where latents do not suit, and where they or the pictures are not finite.
         """
+        if not finite(latents):
+            raise ValueError("the latents are not finite: NaN and infinite values cannot be decoded")
+        before = self.memory, self.shape
+        pictures = self._advanced(latents)
+        if not finite(pictures):
+            self.memory, self.shape = before
+            raise ValueError("the decoded pictures are not finite, though the latents are")
+        return pictures.clamp_(self.black, 1)
+
+    @torch.no_grad()
+    def levels(self, latents: Latents) -> tuple[Tensor, Tensor]:
+        """The frames, uint8 [B, F', H, W, 3], and whether all numbers are finite [], both on the device: no waiting.
+
+        The stream goes on even if they are not.
+        """
+        pictures = self._advanced(latents)
+        fine = latents.isfinite().all() & pictures.isfinite().all()
+        return self._levels(pictures.clamp_(self.black, 1)), fine
+
+    def _levels(self, pictures: Tensor) -> Tensor:
+        levels = (pictures - self.black).mul_(255 / (1 - self.black)).round_().to(torch.uint8)
+        return levels.permute(0, 1, 3, 4, 2).contiguous()
+
+    def _advanced(self, latents: Latents) -> Tensor:
         clips, length, *frame = latents.shape
         if frame[0] != self.channels or 0 in latents.shape:
             raise ValueError(f"latents are {list(latents.shape)}: need [B, F, {self.channels}, h, w], none of them 0")
         shape = (clips, *frame)
         if self.shape not in (None, shape):
             raise ValueError(f"this stream began with clips and frames of {list(self.shape or ())}, not {list(shape)}")
-        if not finite(latents):
-            raise ValueError("the latents are not finite: NaN and infinite values cannot be decoded")
         made, memory = [], self.memory
         for i in range(length):
             frames, memory = self.advance(latents[:, i], memory)
             made.append(frames)
-        pictures = torch.cat(made, 1)
-        if not finite(pictures):
-            raise ValueError("the decoded pictures are not finite, though the latents are")
         self.memory, self.shape = memory, shape
-        return pictures.clamp_(self.black, 1)
+        return torch.cat(made, 1)
 
     def fork(self) -> "Stream":
         """Another stream that goes on from here."""

@@ -12,7 +12,8 @@ from typing import Literal
 import torch
 
 from forcing.codecs import Pixels
-from forcing.engine.passes import Model, Pass, Work, together
+from forcing.engine.graphs import Graphs, Recorder
+from forcing.engine.passes import Model, Pass, Work, run, together
 from forcing.engine.session import Session, Setup, Shown, Told
 from forcing.ring import Ring
 from forcing.shapes import Latents
@@ -82,7 +83,9 @@ class Engine:
     was longest ago, make theirs again when they go on. batch: sessions that may share a pass. fps: frames a second that
     each session is shown; None for as many as can be. policy: when a chunk is settled; "merge": with the pass that
     begins the next one (most frames), "eager": at once after it was shown (soonest reaction), "auto": when idle, else
-    merged. The frames are the same. It belongs to one thread.
+    merged. The frames are the same. recorder: how passes are recorded when it warms up, to be replayed; see `graphs`.
+
+    It belongs to one thread.
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class Engine:
         batch: int = 1,
         fps: float | None = None,
         policy: Policy = "auto",
+        recorder: Recorder | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         rings = sessions if rings is None else rings
@@ -108,6 +112,7 @@ class Engine:
             raise ValueError(f"batch is {batch}: only {rings} sessions have keys and values in memory")
         self.setup, self.sessions, self.batch, self.policy, self.clock = setup, sessions, batch, policy, clock
         self.period = 0.0 if fps is None else setup.how.chunk * setup.world.codec.stride[0] / fps
+        self.model: Model = setup.world.model if recorder is None else Graphs(setup.world.model, recorder)
         self.seats: dict[Session, Seat] = {}
         self._spare = [setup.ring() for _ in range(rings)]
 
@@ -159,6 +164,25 @@ class Engine:
         session.back(frame)
 
     @torch.no_grad()
+    def warm(self) -> None:
+        """Make passes of every shape once, before anyone waits for them: from an empty window to a full one and on."""
+        how, graphs = self.setup.how, self.model if isinstance(self.model, Graphs) else None
+        for ring in self._spare[:1] if graphs is None else self._spare:
+            session = Session(self.setup, lambda _: Told(), ring=ring)
+            for full in (False, True):
+                if graphs is not None:
+                    graphs.recording = full
+                for _ in range(2 if full else -(-how.window // how.chunk)):
+                    run(self.model, session.work())  # merged with settling
+                run(self.model, session.stream.settle())
+                run(self.model, session.work())
+            if graphs is not None:
+                graphs.recording = False
+                ring.clear()
+            else:
+                ring.drop()
+
+    @torch.no_grad()
     def tick(self) -> list[Happened]:
         """Make one pass for those who are due first, if any is; returns what is to be shown now."""
         happened: list[Happened] = []
@@ -203,11 +227,10 @@ class Engine:
 
     def _pass(self, group: Sequence[Seat], happened: list[Happened]) -> None:
         passes = [seat.asked for seat in group if seat.asked is not None]
-        model = self.setup.world.model
         try:
-            made: list[Latents | Exception] = [*together(model, passes)]
+            made: list[Latents | Exception] = [*together(self.model, passes)]
         except Exception as failed:  # one of them may be to blame: the others go on
-            made = [_alone(model, each) for each in passes] if len(passes) > 1 else [failed]
+            made = [_alone(self.model, each) for each in passes] if len(passes) > 1 else [failed]
         for seat, v in zip(group, made, strict=True):
             if isinstance(v, Exception):
                 self._failed(seat, v, happened)
@@ -267,7 +290,8 @@ class Engine:
     def _give_back(self, seat: Seat) -> None:
         if seat.holds:
             ring, seat.holds = seat.session.sleep(), False
-            ring.drop()
+            if not isinstance(self.model, Graphs):  # which replay on the memory that they know
+                ring.drop()
             self._spare.append(ring)
 
 

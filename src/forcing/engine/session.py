@@ -1,18 +1,18 @@
 """One viewer of a world, without sockets: told something before each chunk, it shows the next frames, without end."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from forcing.codecs import Decoder, Pixels
-from forcing.codecs.weights import finite
 from forcing.cond import Cond
 from forcing.data.order import seeded
 from forcing.engine.history import Chunk, History
 from forcing.engine.passes import Work, run
+from forcing.engine.reel import Projector, Reel
 from forcing.engine.stream import ALL, Savings, Stream
 from forcing.recipe import Sampling
 from forcing.ring import Ring
@@ -44,21 +44,27 @@ class Told:
 class Shown:
     """Frames as they are made. frame: number of the first latent one. told: None for those that were given.
 
-    latents: [F, channels, height, width]. pictures: uint8 [F', H, W, 3]. generation: which beginning they follow.
+    latents: [F, channels, height, width]. generation: which beginning they follow.
     """
 
     frame: int
     latents: Tensor
-    pictures: Pixels
+    reel: Reel
     told: Told | None
     generation: int
+
+    @property
+    def pictures(self) -> Pixels:
+        """uint8 [F', H, W, 3]; waits where they are still being decoded. ValueError where they are not finite."""
+        return self.reel.take()
 
 
 @dataclass(frozen=True)
 class Setup:
     """What all sessions of an engine share. size: (channels, height, width) of a latent frame.
 
-    decoder: makes one stream of pictures. keep: latent frames of each session that can be gone back to.
+    decoder: makes one stream of pictures. keep: latent frames of each session that can be gone back to. side: a stream
+    of kernels to decode on, where there is a GPU.
     """
 
     world: World
@@ -67,6 +73,7 @@ class Setup:
     decoder: Callable[[], Decoder]
     keep: int = KEEP
     savings: Savings = ALL
+    side: torch.cuda.Stream | None = None
 
     @staticmethod
     def of(
@@ -78,11 +85,16 @@ class Setup:
         how = how or world.recipe.sampling
         if keep < how.window:
             raise ValueError(f"keep is {keep} latent frames: it must be at least the window of {how.window}")
-        return Setup(world, how, world.codec.size(*(frame or world.kit.frame)), world.codec.decoder, keep)
+        made = Setup(world, how, world.codec.size(*(frame or world.kit.frame)), world.codec.decoder, keep)
+        return replace(made, side=torch.cuda.Stream(made.device)) if made.device.type == "cuda" else made
 
     @property
     def device(self) -> torch.device:
         return next(self.world.model.parameters()).device
+
+    def projector(self) -> Projector:
+        """One stream of pictures."""
+        return Projector(self.decoder(), self.side)
 
     def ring(self) -> Ring:
         """The memory of one session; it is taken when it is first written."""
@@ -120,7 +132,7 @@ class Session:
         shape = (1, how.chunk, *self.setup.size)
         self.stream = Stream(world.model, how, shape, self.ring, self.random, world.uncond, self.setup.savings)
         self.history = History(self.setup.keep, how.sink)
-        self.decode = self.setup.decoder()
+        self.decode = self.setup.projector()
         self.frame = self.place = 0  # number of the next frame: in the session, and in the scene
         self.generation += 1
         self.asleep = False
@@ -172,7 +184,7 @@ class Session:
         """Give the memory away, which is cleared; the session makes it again from its kept latents when it goes on."""
         ring, self.ring = self.ring, self.setup.ring()
         self.stream.past, self.asleep = self.ring, True
-        self.decode = self.setup.decoder()
+        self.decode = self.setup.projector()
         ring.clear()
         return ring
 
@@ -208,12 +220,12 @@ class Session:
             self.history.add(Chunk(start[:, first:stop], cond, told.prompt, self.frame, self.place, random))
             self.frame, self.place = self.frame + stop - first, self.place + stop - first
         self.start = None
-        return Shown(0, start[0], self.decode(start)[0], None, self.generation)
+        return Shown(0, start[0], self.decode(start), None, self.generation)
 
     def _switch(self, switch: Switch, cond: Cond) -> Work[None]:
         if switch == "cut":
             self.stream.forget()
-            self.place, self.decode = 0, self.setup.decoder()
+            self.place, self.decode = 0, self.setup.projector()
         elif switch == "recache":
             if self.history.last is not None:
                 self.history.recache(cond.static)
@@ -221,7 +233,7 @@ class Session:
 
     def _wake(self) -> Work[None]:
         yield from self._replay()
-        self.decode = self.setup.decoder()
+        self.decode = self.setup.projector()
         for chunk in self.history.newest(self.setup.how.window):
             self.decode(chunk.latents)
         self.asleep = False
@@ -243,10 +255,7 @@ class Session:
         return Cond(self._text[1], {name: value.to(device) for name, value in per_frame.items()})
 
     def _show(self, latents: Latents, cond: Cond, told: Told, random: Tensor) -> Shown:
-        if not finite(latents):
-            raise ValueError(f"the model's frame {self.frame} is not finite")
-        pictures = self.decode(latents)[0]
-        frame, frames = self.frame, latents.shape[1]
+        reel, frame, frames = self.decode(latents), self.frame, latents.shape[1]
         self.history.add(Chunk(latents, cond, told.prompt, frame, self.place, random))
         self.frame, self.place = frame + frames, self.place + frames
-        return Shown(frame, latents[0], pictures, told, self.generation)
+        return Shown(frame, latents[0], reel, told, self.generation)
