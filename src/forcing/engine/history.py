@@ -34,6 +34,15 @@ class Chunk:
         return self.latents.shape[1]
 
 
+@dataclass(frozen=True)
+class Recache:
+    """From frame `frame` of the session on, all before it is as if it had been told this."""
+
+    frame: int
+    prompt: str | None
+    static: Mapping[str, Tensor]
+
+
 class History:
     """The newest chunks, at most `most` frames of them, and the first ones of the scene for the sink."""
 
@@ -41,7 +50,7 @@ class History:
         self.most, self.sink = most, sink
         self.chunks: deque[Chunk] = deque()
         self.first: list[Chunk] = []  # of this scene, as many as the sink needs
-        self.recached: list[tuple[int, Mapping[str, Tensor]]] = []  # from which frame on, what all before it is told
+        self.recached: list[Recache] = []
         self._frames = 0
 
     @property
@@ -57,20 +66,18 @@ class History:
         self._frames += chunk.frames
         while self._frames - self.chunks[0].frames >= self.most:
             self._frames -= self.chunks.popleft().frames
-        while len(self.recached) > 1 and self.recached[1][0] <= self.chunks[0].frame:
+        while len(self.recached) > 1 and self.recached[1].frame <= self.chunks[0].frame:
             self.recached.pop(0)
-
-    def recache(self, static: Mapping[str, Tensor]) -> None:
-        """From here on the past of this scene is as if all of it had been told this."""
-        self.recached.append((self.chunks[-1].frame + self.chunks[-1].frames, static))
 
     def held(self, frames: int) -> list[Chunk]:
         """What a cache of `frames` frames holds of this scene: chunks of the sink, and the newest ones."""
         sink = [chunk for chunk in self.first if chunk.place < self.sink]
         newest = self.newest(frames - sum(chunk.frames for chunk in sink), since=self.sink)
-        at, static = self.recached[-1] if self.recached else (0, {})
+        if not self.recached:
+            return [*sink, *newest]
+        last = self.recached[-1]
         return [
-            replace(chunk, cond=Cond(static, chunk.cond.per_frame)) if chunk.frame < at else chunk
+            replace(chunk, cond=Cond(last.static, chunk.cond.per_frame)) if chunk.frame < last.frame else chunk
             for chunk in (*sink, *newest)
         ]
 
@@ -99,7 +106,7 @@ class History:
             chunk = self.chunks.pop()
             self._frames -= chunk.frames
             self.first = [each for each in self.first if each.frame < chunk.frame]
-            self.recached = [each for each in self.recached if each[0] < chunk.frame]
+            self.recached = [each for each in self.recached if each.frame < chunk.frame]
             if chunk.frame == frame:
                 return chunk
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from forcing.codecs import Decoder, Pixels
 from forcing.cond import Cond
 from forcing.data.order import seeded
-from forcing.engine.history import Chunk, History
+from forcing.engine.history import Chunk, History, Recache
 from forcing.engine.passes import Work, run
 from forcing.engine.reel import Projector, Reel
 from forcing.engine.stream import ALL, Savings, Stream
@@ -92,6 +92,11 @@ class Setup:
     def device(self) -> torch.device:
         return next(self.world.model.parameters()).device
 
+    def text(self, prompt: str | None) -> Mapping[str, Tensor]:
+        """What the model is told of a prompt."""
+        static = self.world.cond([prompt], None, 1).static
+        return {name: value.to(self.device) for name, value in static.items()}
+
     def projector(self) -> Projector:
         """One stream of pictures."""
         return Projector(self.decoder(), self.side)
@@ -159,7 +164,7 @@ class Session:
         random = self.random.get_state()
         try:
             if before is not None and before[0] != told.prompt:
-                yield from self._switch(told.switch, cond)
+                yield from self._switch(told.switch, told.prompt, cond)
             latents = yield from self.stream.chunk(cond)
             return self._show(latents, cond, told, random)
         except BaseException:  # also where nobody wants it any more
@@ -176,9 +181,13 @@ class Session:
         self.frame, self.place = chunk.frame, chunk.place
         self.random.set_state(chunk.random)
         self.generation += 1
-        self.asleep, self.start = True, None
+        self.start = None
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Go on from what the history holds, whatever was in memory."""
         last = self.history.last
-        self._text = None if last is None else (last.prompt, last.cond.static)
+        self.asleep, self._text = True, None if last is None else (last.prompt, last.cond.static)
 
     def sleep(self) -> Ring:
         """Give the memory away, which is cleared; the session makes it again from its kept latents when it goes on."""
@@ -222,13 +231,13 @@ class Session:
         self.start = None
         return Shown(0, start[0], self.decode(start), None, self.generation)
 
-    def _switch(self, switch: Switch, cond: Cond) -> Work[None]:
+    def _switch(self, switch: Switch, prompt: str | None, cond: Cond) -> Work[None]:
         if switch == "cut":
             self.stream.forget()
             self.place, self.decode = 0, self.setup.projector()
         elif switch == "recache":
             if self.history.last is not None:
-                self.history.recache(cond.static)
+                self.history.recached.append(Recache(self.frame, prompt, cond.static))
             yield from self._replay()
 
     def _wake(self) -> Work[None]:
@@ -249,8 +258,7 @@ class Session:
         frames, device = frames or self.setup.how.chunk, self.setup.device
         actions = None if told.actions is None else [list(told.actions)]
         if self._text is None or self._text[0] != told.prompt:
-            static = self.setup.world.cond([told.prompt], None, frames).static
-            self._text = told.prompt, {name: value.to(device) for name, value in static.items()}
+            self._text = told.prompt, self.setup.text(told.prompt)
         per_frame = self.setup.world.pressed(1, actions, frames)
         return Cond(self._text[1], {name: value.to(device) for name, value in per_frame.items()})
 
