@@ -217,7 +217,7 @@ MUTATIONS = [
         ("train/log.py", "            raise KeyboardInterrupt\n", "            pass\n"),
         ("train/run.py", "or done or stop:", "or done:"),
         ("train/run.py", "return not stop\n", "return interrupt.asked is None\n"),
-        ("train/run.py", "if state.step < recipe.steps:\n        raise", "if interrupt.asked:\n        raise"),
+        ("train/run.py", "if state.step < recipe.steps:\n            raise", "if interrupt.asked:\n            raise"),
         ("train/loop.py", 'seeded(seed, "step", state.step, n)', 'seeded(seed, "step", n)'),
         ("train/loop.py", 'seeded(seed, "step", state.step, n)', "torch.default_generator"),
         ("data/clips.py", 'rng = seeded(self.seed, "withhold", step, update)', "rng = torch.default_generator"),
@@ -366,7 +366,7 @@ MUTATIONS = [
         ("files.py", "    finally:\n        remove(draft)", "    finally:\n        pass"),
         ("files.py", ".{os.getpid()}", ""),
         ("files.py", "        os.replace(draft, path)\n", "        remove(path)\n        os.replace(draft, path)\n"),
-        ("files.py", "if error.filename == str(draft):", "if False:"),
+        ("files.py", "if error.filename in (None, str(draft)):", "if False:"),
         ("files.py", "allow_nan=False", "allow_nan=True"),
     ),
     *group(

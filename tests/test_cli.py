@@ -14,6 +14,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageSequence
 from toys import FRAMES, shaken, shrunk, toy_material, toy_world
 
@@ -128,6 +129,10 @@ REFUSED = [
     (["train", "ar", "--stage.guidance", "5"], ["--stage.guidance"]),
     (["train", "ar", "--batch", "0", "--run", "TMP"], ["batch", "at least 1", "0"]),
     (["train", "ar", "--clip", "-1", "--run", "TMP"], ["clip", "positive", "-1"]),
+    (["train", "ar", "--roles.student.optim.lr", "nan", "--run", "TMP"], ["positive", "lr nan"]),
+    (["train", "ar", "--roles.student.optim.adam-lr", "inf", "--run", "TMP"], ["positive", "adam_lr inf"]),
+    (["train", "ar", "--roles.student.optim.weight-decay", "nan", "--run", "TMP"], ["weight_decay", "at least 0"]),
+    (["train", "ar", "--roles.student.optim.betas", "1", "0.9", "--run", "TMP"], ["betas", "[0, 1)", "(1.0, 0.9)"]),
     (["train", "ar", "--sampling.window", "0", "--run", "TMP"], ["window is 0", "chunk of 1"]),
     (["train", "ar", "--stage.chunk", "5", "--run", "TMP"], ["stage.chunk is 5", "sampling.chunk 1", "the same"]),
     (["train", "cd", "--stage.steps", "0", "--run", "TMP"], ["steps", "at least 1", "0"]),
@@ -175,7 +180,7 @@ REFUSED = [
     (["generate", "--run", "RUN", "--actions", "left", "--free"], ["--actions and --free"]),
     (["generate", "--run", "RUN", "--policy", "best"], ["best", "random"]),
     (["generate", "--run", "RUN", "--frames", "0"], ["frames is 0"]),
-    (["generate", "--run", "RUN", "--frames", "many"], ["many"]),
+    (["generate", "--run", "RUN", "--frames", "many"], ["error: --frames: ", "many"]),
     (["generate", "--run", "RUN", "--recipe", "pairs", "--frames", "5"], ["frames is 5", "multiple of 2"]),
     (["generate", "--run", "RUN", "--recipe", "pairs", "--at", "3", "day"], ["--at 3", "multiples of 2"]),
     (["generate", "--run", "RUN", "--recipe", "base", "--frames", "8"], ["bidirectional", "--frames 4"]),
@@ -223,6 +228,29 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(rooms, "recipes", broken)
     with pytest.raises(ValueError, match="reshape"):
         main(["recipes"])
+
+
+class OutOfMemoryError(RuntimeError):
+    """Called as torch's for a GPU."""
+
+
+@pytest.mark.parametrize(
+    ("fail", "asked"),
+    [
+        (lambda: torch.empty(10**15), r"4000000000000000 bytes"),
+        (lambda: np.empty(10**15, np.uint8), r"\d+ TiB"),
+        (
+            lambda: (_ for _ in ()).throw(
+                OutOfMemoryError("CUDA out of memory. Tried to allocate 20.50 GiB. GPU 0 has")
+            ),
+            "20.50 GiB",
+        ),
+    ],
+)
+def test_too_little_memory_is_said_in_a_line(fail, asked, capsys, monkeypatch):
+    monkeypatch.setattr(rooms, "recipes", lambda *_: next(iter(fail())))
+    code, _, err = ask(capsys, "recipes")
+    assert code == 1 and re.fullmatch(rf"error: not enough memory \({asked} at once\): try a smaller .*\n", err)
 
 
 def test_a_damaged_world_is_named(run, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Clips as files: every format shows the frames it was given, whole or not at all."""
 
 import io
+import struct
 import sys
 
 import av
@@ -76,6 +77,52 @@ def test_sheet_keeps_reading_order(tmp_path):
     assert sheet.shape == (2 * 16 + 4, 3 * 22 + 4, 3)
     assert (sheet[4:16, 26:44] == made[1]).all() and (sheet[20:32, 4:22] == made[3]).all()
     assert media.sheet(made, columns=1).shape[1] == 26
+
+
+@pytest.mark.parametrize("turned", range(1, 9))
+def test_an_image_is_read_upright(turned, tmp_path):
+    shown = clip(1)[0]
+    held = {  # the pixels as stored, for each way to hold a camera
+        1: shown,
+        2: shown[:, ::-1],
+        3: shown[::-1, ::-1],
+        4: shown[::-1],
+        5: shown.swapaxes(0, 1),
+        6: np.rot90(shown),
+        7: shown[::-1, ::-1].swapaxes(0, 1),
+        8: np.rot90(shown, -1),
+    }[turned]
+    exif = Image.Exif()
+    exif[0x0112] = turned
+    Image.fromarray(np.ascontiguousarray(held)).save(tmp_path / "a.png", exif=exif)
+    assert (media.image(tmp_path / "a.png") == shown).all()
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tiff"])
+def test_sixteen_bits_are_scaled_to_eight(name, tmp_path):
+    grey = np.array([[0, 257, 128 * 257 + 100], [200 * 257 - 100, 65535, 300]], np.uint16)
+    Image.fromarray(grey).save(tmp_path / name)
+    seen = media.image(tmp_path / name)
+    assert seen.dtype == np.uint8 and (seen == np.array([[0, 1, 128], [200, 255, 1]])[..., None]).all()
+    assert seen.shape == (2, 3, 3)
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_pixels_that_do_not_say_what_is_white_are_refused(kind, tmp_path):
+    Image.fromarray(np.ones((2, 2), kind)).save(tmp_path / "a.tiff")
+    with pytest.raises(ValueError, match=r"a\.tiff has pixels of (int|float)32: an image has 8 or 16 bits"):
+        media.image(tmp_path / "a.tiff")
+
+
+def test_an_image_whose_turn_is_damaged_is_named(tmp_path, monkeypatch):
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+
+    def odd(_) -> None:
+        raise struct.error("required argument is not an integer")  # what a damaged one makes the library say
+
+    monkeypatch.setattr(media.ImageOps, "exif_transpose", odd)
+    with pytest.raises(ValueError, match=r"a\.png is not an image that can be read"):
+        media.image(tmp_path / "a.png")
 
 
 def test_keys_are_drawn_and_frames_left_alone():

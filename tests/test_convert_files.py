@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import warnings
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from toys import contents
 
 from forcing.backbones.wan import WanConfig
 from forcing.cli import main
-from forcing.codecs.weights import finite
+from forcing.codecs.weights import finite, read
 from forcing.convert import convert_wan, load_wan, save_wan
 from forcing.convert import names as grammar
 
@@ -437,6 +438,23 @@ def test_something_else_is_named(suffix, data, tmp_path):
     path.write_bytes(data)
     with pytest.raises(ValueError, match=rf"^{re.escape(str(path))} is (?:damaged|not a Wan)[^\n]*$"):
         load_wan(path)
+
+
+def test_the_librarys_own_warnings_are_not_heard(tmp_path):
+    (tmp_path / "w.pt").write_bytes(b"\x80\x04}q\x00.")  # a protocol that torch.save does not write
+    for load in (load_wan, read):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            with pytest.raises(ValueError, match=r"w\.pt is damaged"):
+                load(tmp_path / "w.pt")
+        assert not said
+
+
+def test_paths_may_be_texts(folder, tmp_path):
+    assert save_wan(load_wan(str(folder)), str(tmp_path / "a")) == tmp_path / "a"
+    convert_wan(str(folder), str(tmp_path / "b.safetensors"))
+    for path in (tmp_path / "a", tmp_path / "b.safetensors"):
+        right(load_wan(path))
 
 
 @pytest.mark.parametrize("old", [False, True])

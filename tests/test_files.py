@@ -1,5 +1,6 @@
 """Files appear whole or not at all, whoever else writes them."""
 
+import errno
 import json
 import os
 import subprocess
@@ -118,6 +119,42 @@ def test_a_mark_tells_names_sizes_and_contents_apart(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "_WHOLE", 10)
     monkeypatch.setattr(files, "_MIB", 1)
     assert mark("f", a="0" * 99) != mark("f", a="0" * 98)
+    monkeypatch.chdir(tmp_path / "f")
+    assert files.mark([Path("a")]) == files.mark([tmp_path / "f" / "a"])
+
+
+def test_a_folder_is_for_one_process_until_it_ends(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from forcing import files\n"
+        "with files.alone(Path(sys.argv[1])):\n    print('in', flush=True)\n    sys.stdin.read()"
+    )
+    asked = [sys.executable, "-c", code, str(tmp_path / "run")]
+    with subprocess.Popen(asked, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+        assert first.stdout.readline() == b"in\n"
+        with pytest.raises(ValueError, match=r"run is in use by another process"), files.alone(tmp_path / "run"):
+            pass
+        first.kill()
+        first.wait()
+        with files.alone(tmp_path / "run"), files.alone(tmp_path / "other"):
+            pass
+
+
+def test_a_file_system_without_locks_does(tmp_path, monkeypatch):
+    def unknown(*_):
+        raise OSError(errno.ENOSYS, "no locks")
+
+    monkeypatch.setattr(files.fcntl, "flock", unknown)
+    with files.alone(tmp_path):
+        assert (tmp_path / ".lock").is_file()
+
+
+def test_a_failure_without_a_name_is_that_of_what_is_written(tmp_path):
+    def full() -> None:
+        with files.whole(tmp_path / "a"):
+            raise OSError(errno.ENOSPC, "full")
+
+    with pytest.raises(OSError, match=str(tmp_path / "a")):
+        full()
 
 
 def test_a_killed_process_leaves_no_draft_for_long(tmp_path):

@@ -178,6 +178,14 @@ def test_a_count_that_cannot_be_is_named(tmp_path, count):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_that_cannot_be_is_named(tmp_path, seed):
+    for make in (fixture, videos):
+        with pytest.raises(ValueError, match=f"seed is {seed}: it must be from 0 to {2**63 - 1}"):
+            make(tmp_path / "a", seed=seed)
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("make", [fixture, videos, lambda path: command.run([str(path)], Console())])
 def test_what_is_there_is_not_replaced(tmp_path, make):
     (tmp_path / "mine").mkdir()
@@ -209,7 +217,7 @@ def test_the_command_writes_both_and_says_what_next(folder, tmp_path, capsys):
     prompt = (target / "videos" / "prompts.txt").read_text().splitlines()[0]
     for text in (
         f"forcing encode {target}/videos --model {target}/pipeline --out {target}/latents --size 96x64 --frames 9",
-        f"forcing train wan-ar --model {target}/pipeline --data {target}/latents",
+        f"--model {target}/pipeline --data {target}/latents --run {target}/run --steps 5 --batch 2",
         f'forcing generate --model {target}/pipeline --prompt "{prompt}" --size 96x64 --frames 9',
         f'--model {target}/run/wan-ar/world --image {target}/videos/start.png --prompt "{prompt}" --frames 9',
     ):

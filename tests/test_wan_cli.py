@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from forcing import files, media
 from forcing import fixture as tiny
-from forcing import media
 from forcing.backbones.wan import WanConfig
 from forcing.cli import main, shot
 from forcing.cli.models import opened
@@ -171,6 +172,10 @@ def test_chunks_and_pieces(trained, tmp_path, capsys):
         (("--pieces", "3"), "does not divide"),
         (("--frozen", "int8"), "choose from"),
         (("--name", "../x"), "name of a folder"),
+        (("--backbone.dim", "64"), "only --backbone.checkpoint is free"),
+        (("--gate.control", "0.5"), "--gate is for recordings"),
+        (("--withhold.actions", "0.5"), "--withhold is for recordings"),
+        (("--roles.student.optim.lr", "nan"), "got lr nan"),
         (("--bogus", "1"), "unrecognized"),
     ],
 )
@@ -182,6 +187,72 @@ def test_training_that_cannot_be_is_refused_first(trained, tmp_path, capsys, cha
     code, _, err = ask(capsys, "train", "wan-dmd-1step", *flat, *start, "--steps", "2", "--batch", "2")
     assert code == 2 and says in err, err
     assert err.count("\n") == 1 and not (tmp_path / "r").exists()
+
+
+def test_latents_of_another_pipeline_are_refused(trained, tmp_path, capsys):
+    shutil.copytree(trained / "pipeline", tmp_path / "pipeline")
+    asked = ("train", "wan-ar", "--data", trained / "latents", "--run", tmp_path / "r", *SHORT)
+    (config,) = (tmp_path / "pipeline" / "text_encoder").glob("config.json")
+    before = config.read_text()
+    config.write_text(before + " ")
+    made = json.loads((trained / "latents" / "manifest.json").read_text())
+    code, _, err = ask(capsys, *asked, "--model", tmp_path / "pipeline")
+    assert code == 2 and f"another text_encoder ({made['text']}) than that of {tmp_path / 'pipeline'} (" in err
+    config.write_text(before)
+    weights = tmp_path / "pipeline" / "vae" / "diffusion_pytorch_model.safetensors"
+    save_file({name: 1.1 * value for name, value in load_file(weights).items()}, weights)
+    code, _, err = ask(capsys, *asked, "--model", tmp_path / "pipeline")
+    assert code == 2 and f"another vae ({made['codec']})" in err and "--pipeline" in err
+    assert not (tmp_path / "r").exists()
+    code, _, err = ask(capsys, *asked, "--model", tmp_path / "pipeline", "--pipeline", trained / "pipeline")
+    assert code == 0, err
+    shutil.rmtree(tmp_path / "pipeline" / "text_encoder")  # training alone needs none
+    (tmp_path / "pipeline" / "vae").rename(tmp_path / "pipeline" / "not-brought")
+    given = ("--pipeline", tmp_path / "pipeline", "--name", "again")
+    assert ask(capsys, *asked, "--model", trained / "pipeline", *given)[0] == 0
+
+
+def test_latents_that_are_not_whole_patches_are_refused(trained, tmp_path, capsys):
+    asked = ("encode", trained / "videos" / "prompts.txt", "--out", tmp_path / "odd", "--size", "40x48", "--frames", 9)
+    code, _, err = ask(capsys, *asked, "--model", trained / "pipeline")
+    assert code == 2 and "size is 40x48: the width must be a multiple of 16 pixels, the height of 16" in err
+    assert not (tmp_path / "odd").exists()
+    shutil.copytree(trained / "pipeline", tmp_path / "vae-alone", ignore=shutil.ignore_patterns("transformer"))
+    assert ask(capsys, *asked, "--model", tmp_path / "vae-alone")[0] == 0
+    asked = ("train", "wan-ar", "--model", trained / "pipeline", "--data", tmp_path / "odd", "--run", tmp_path / "r")
+    code, _, err = ask(capsys, *asked, *SHORT)
+    assert code == 2 and f"clips in {tmp_path / 'odd'} is 40x48: the width must be a multiple of 16" in err
+
+
+def test_a_few_step_student_keeps_the_chunks_of_its_start(trained, tmp_path, capsys):
+    asked = ("train", "wan-cd", "--model", trained / "pipeline", "--data", trained / "latents", *SHORT, "--chunk", "3")
+    code, _, err = ask(capsys, *asked, "--run", trained / "run", "--name", "cd3")
+    teacher = trained / "run" / "wan-ar" / "world"
+    assert code == 2 and f"{teacher} has chunks of 1, and cd3 of 3: give --chunk 1" in err
+    code, _, err = ask(capsys, *asked, "--run", tmp_path, "--start", teacher)
+    assert code == 2 and "give --chunk 1" in err and not (tmp_path / "wan-cd").exists()
+    code, _, err = ask(capsys, *asked, "--run", tmp_path, "--start", teacher / "model.safetensors")  # does not say
+    assert code == 0, err
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(trained, tmp_path, capsys):
+    asked = ("train", "wan-ar", "--model", trained / "pipeline", "--data", trained / "latents", "--run", tmp_path)
+    with files.alone(tmp_path / "wan-ar"):
+        code, _, err = ask(capsys, *asked, *SHORT)
+        assert code == 2 and f"{tmp_path / 'wan-ar'} is in use by another process" in err
+        assert [path.name for path in (tmp_path / "wan-ar").iterdir()] == [".lock"]
+        assert ask(capsys, *asked, *SHORT, "--name", "beside")[0] == 0
+    assert ask(capsys, *asked, *SHORT)[0] == 0
+
+
+def test_a_disk_that_is_full_is_said_in_a_line(trained, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    asked = ("train", "wan-ar", "--model", trained / "pipeline", "--data", trained / "latents", "--run", tmp_path)
+    code, _, err = ask(capsys, *asked, *SHORT)
+    assert code == 1 and err.startswith("error: ") and "No space left" in err and err.count("\n") == 1
 
 
 def test_a_stage_needs_the_one_before(trained, tmp_path, capsys):
@@ -231,6 +302,47 @@ def test_a_file_of_weights_with_its_pipeline(trained, tmp_path, capsys):
     _, seen = generate(capsys, tmp_path / "x.pt", tmp_path / "x.mp4", *more)
     _, same = generate(capsys, trained / "run" / "wan-dmd-2step" / "world", tmp_path / "y.mp4", "--frames", "9")
     assert np.array_equal(seen, same)
+
+
+def test_the_json_file_knows_its_networks_however_they_were_named(trained, tmp_path, capsys, monkeypatch):
+    weights = load_wan(trained / "run" / "wan-dmd-2step" / "world").state_dict()
+    torch.save({"generator": weights}, tmp_path / "x.pt")
+    shutil.copy(trained / "pipeline" / "transformer" / "config.json", tmp_path / "config.json")
+    shutil.copy(trained / "videos" / "0.mp4", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    more = ("--pipeline", trained / "pipeline", "--weights", "generator", "--video", "0.mp4", "--context", "1")
+    generate(capsys, Path("x.pt"), tmp_path / "a.mp4", *more, "--frames", "5")
+    generate(capsys, trained / "pipeline", tmp_path / "b.mp4", "--steps", "1", "--frames", "5")
+    for name in ("a.mp4", "b.mp4"):
+        code, _, err = ask(capsys, "generate", "--from", f"{name}.json", "--out", "again.mp4")
+        assert code == 0 and Path("again.mp4").read_bytes() == Path(name).read_bytes(), err
+
+
+def test_a_prompt_that_is_cut_is_told(trained, tmp_path, capsys):
+    asked = ("generate", "--model", student(trained), "--size", "48x32", "--frames", "5", "--out", tmp_path / "x.mp4")
+    code, _, err = ask(capsys, *asked, "--prompt", "a ball moves up " * 150, "--prompt", "a ball")
+    assert code == 0 and err.count("\n") == 1
+    assert err.startswith("warning: a prompt has 601 tokens, of which 512 are heard: a ball moves up a ball moves up")
+    (tmp_path / "p.txt").write_text("a ball moves down " * 150)
+    asked = ("encode", tmp_path / "p.txt", "--model", trained / "pipeline", "--out", tmp_path / "p", "--size", "96x64")
+    code, _, err = ask(capsys, *asked)
+    assert code == 0 and "a prompt has 601 tokens" in err
+
+
+@pytest.mark.parametrize("name", ["", "run/wan-ar"])
+def test_a_folder_too_high_is_told(trained, tmp_path, capsys, name):
+    meant = trained / "pipeline" if not name else trained / name / "world"
+    prompts = trained / "videos" / "prompts.txt"
+    for asked in (
+        ("generate", "--model", trained / name, "--prompt", "x"),
+        ("train", "wan-ar", "--model", trained / name, "--data", trained / "latents"),
+        ("encode", prompts, "--model", trained / name, "--out", tmp_path / "p"),
+        ("convert", trained / name, tmp_path / "c"),
+    ):
+        code, _, err = ask(capsys, *asked)
+        assert code == 2 and f"Did you mean {meant}?" in err, asked
+    asked = ("generate", "--model", student(trained), "--pipeline", trained, "--prompt", "x")
+    assert f"Did you mean {trained / 'pipeline'}?" in ask(capsys, *asked)[2]
 
 
 def student(trained: Path) -> Path:
@@ -428,6 +540,9 @@ def test_what_is_told_to_the_other_side_of_guidance(trained):
         (("--seconds", "-1"), "seconds is -1"),
         (("--fps", "0"), "fps is 0"),
         (("--size", "47x32"), "47"),
+        (("--size", "40x32"), "the width must be a multiple of 16 pixels, the height of 16"),
+        (("--size", "999999x32"), "sides are at most 16384"),
+        (("--weights", "generator"), "leave out --weights"),
         (("--size", "big"), "big"),
         (("--steps", "0"), "steps is 0"),
         (("--seed", "-1"), "seed is -1"),
@@ -464,7 +579,9 @@ def test_clips_that_cannot_be_are_refused_first(trained, tmp_path, capsys, monke
     ("more", "says"),
     [
         (("--image", "start.png"), "bidirectional"),
-        (("--chunk", "1"), "bidirectional"),
+        (("--chunk", "1"), "--chunk is for causal models"),
+        (("--window", "3"), "--window is for causal models"),
+        (("--sink", "0"), "--sink is for causal models"),
         (("--at", "4", "x"), "bidirectional"),
         (("--recipe", "nope"), "nope"),
     ],

@@ -1,5 +1,7 @@
 """Files and folders that are there whole, or not at all."""
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -9,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_DRAFT = ".tmp"
+_DRAFT, _LOCK = ".tmp", ".lock"
 _MIB = 1 << 20
 _WHOLE = 64 * _MIB  # files beyond it are known by a sample: reading 11 GB would take longer than what it is asked for
 
@@ -27,7 +29,7 @@ def whole(path: Path) -> Iterator[Path]:
         yield draft
         os.replace(draft, path)
     except OSError as error:
-        if error.filename == str(draft):  # what was asked for is what the user knows
+        if error.filename in (None, str(draft)):  # what was asked for is what the user knows
             error.filename = str(path)
         raise
     finally:
@@ -63,6 +65,21 @@ def write_json(path: Path, document: Any) -> Path:
     return write(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Within it no other process is in `folder`, which is made; ValueError where one is. It ends with the process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / _LOCK).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as taken:
+            if taken.errno == errno.EWOULDBLOCK:  # anything else: a file system without locks
+                raise ValueError(
+                    f"{folder} is in use by another process: wait for it, or take another folder"
+                ) from taken
+        yield
+
+
 def remove(path: Path) -> None:
     """Delete a file, a folder with all it holds, or nothing."""
     if path.is_dir() and not path.is_symlink():
@@ -82,7 +99,7 @@ def mark(paths: Sequence[Path]) -> str:
     seen = hashlib.sha256()
     for path in sorted(paths):
         size = path.stat().st_size
-        seen.update(f"{path.parent.name}/{path.name} {size}\n".encode())
+        seen.update(f"{path.parent.resolve().name}/{path.name} {size}\n".encode())  # from wherever it is asked
         with path.open("rb") as file:
             for start in (0, size // 2, size - _MIB) if size > _WHOLE else (0,):
                 file.seek(start)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 WIDTH, LENGTH = 32, 512  # of an embedding, and the tokens of a prompt
 SIZE, FRAMES, FPS = (64, 96), 25, 16.0  # of a clip: (height, width) in pixels
+MOST_SEED = 2**63 - 1
 
 _PARTS = {
     "scheduler": ("diffusers", "UniPCMultistepScheduler"),
@@ -68,6 +69,7 @@ def fixture(folder: Path, *, seed: int = 0) -> Path:
     The VAE has the released one's strides, channels and statistics; text embeddings are [512, WIDTH]. ValueError where
     `folder` holds something already, or where diffusers or transformers are missing.
     """
+    _check_seed(seed)
     with new(folder) as draft:
         try:
             with quiet():
@@ -84,6 +86,7 @@ def videos(folder: Path, *, count: int = 6, seed: int = 0) -> Path:
     Clips are FRAMES frames of SIZE. Also prompts.txt, a prompt a line, and start.png, a first frame for the first of
     them. ValueError where `folder` holds something already, or where the package av is missing.
     """
+    _check_seed(seed)
     if not 1 <= count <= len(SCENES):
         raise ValueError(f"count is {count}: there are from 1 to {len(SCENES)} different clips")
     rng = np.random.default_rng(seed)
@@ -109,6 +112,11 @@ def new(folder: Path) -> Iterator[Path]:
     with files.whole(folder) as draft:
         draft.mkdir()
         yield draft
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed <= MOST_SEED:
+        raise ValueError(f"seed is {seed}: it must be from 0 to {MOST_SEED}")
 
 
 def _save(folder: Path, rng: torch.Generator) -> None:

@@ -13,7 +13,7 @@ from types import ModuleType, TracebackType
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from forcing import files
 
@@ -117,14 +117,21 @@ def with_key(frame: np.ndarray, key: str | None) -> np.ndarray:
 
 
 def image(path: Path) -> np.ndarray:
-    """An image file as uint8 [H, W, 3]."""
+    """An image file as uint8 [H, W, 3], upright."""
     try:
         with Image.open(path) as opened:
-            return np.array(opened.convert("RGB"))
+            upright = ImageOps.exif_transpose(opened)  # cameras say beside the pixels how they were held
+            # greys of more than 8 bits would be cut off at 255
+            pixels = np.array(upright if upright.mode[0] in "IF" else upright.convert("RGB"))
     except FileNotFoundError:
         raise
-    except (OSError, SyntaxError) as damage:  # an UnidentifiedImageError is an OSError, and so is a file cut short
+    except Exception as damage:  # whatever bytes that mean something else lead the library to
         raise ValueError(f"{path} is not an image that can be read: {damage}") from damage
+    if pixels.dtype == np.uint16:
+        pixels = np.round(pixels / 257).astype(np.uint8)[..., None].repeat(3, -1)
+    if pixels.dtype != np.uint8:
+        raise ValueError(f"{path} has pixels of {pixels.dtype}: an image has 8 or 16 bits for each colour")
+    return pixels
 
 
 class Whole:

@@ -35,8 +35,12 @@ class Optim:
     def __post_init__(self) -> None:
         if self.method not in ("adamw", "muon"):
             raise ValueError(f"optimizer {self.method!r} is not known; choose 'adamw' or 'muon'")
-        if self.lr <= 0 or self.adam_lr <= 0:
+        if not (0 < self.lr < math.inf and 0 < self.adam_lr < math.inf):
             raise ValueError(f"learning rates must be positive, got lr {self.lr} and adam_lr {self.adam_lr}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must lie in [0, 1), got {self.betas}")
 
 
 @dataclass(frozen=True)

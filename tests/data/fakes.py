@@ -6,7 +6,7 @@ As a script, `python fakes.py SOURCE OUT SECONDS` encodes slowly: a process that
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -62,6 +62,7 @@ class Letters:
     digest: str = "letters"
     encoded: int = 0
     released: bool = False
+    cut: dict[str, int] = field(default_factory=dict)
 
     def encode(self, prompts: Sequence[str | None]) -> Tensor:
         out = torch.zeros(len(prompts), self.length, 4)

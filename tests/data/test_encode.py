@@ -235,7 +235,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "picture.mp4": (lambda path: Image.new("RGB", (24, 16)).save(path, "png"), "cannot be read"),
     "still.gif": (lambda path: Image.new("RGB", (24, 16)).save(path), "does not tell its frame rate"),
     "sound.avi": (sound, "cannot be read"),
-    "slow.mp4": (lambda path: record(path, film(20), 4), "has only 4 fps"),
+    "slow.mp4": (lambda path: record(path, film(20), 4), "has only 4 fps, and clips at 8 fps take at least 7.2"),
     "short.mp4": (lambda path: record(path, film(4)), "has 4 frames at 8 fps, and a clip takes 5"),
     "cut.mp4": (lambda path: path.write_bytes(record(path, film(30)).read_bytes()[:-200]), "cannot be read"),
     "list.mp4": (
@@ -534,13 +534,69 @@ def test_what_is_finished_is_not_made_again(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "change", [{"frames": 3}, {"size": (16, 16)}, {"fps": 4.0}, {"fit": "pad"}, {"stride": 1}, {"most": 1}, "codec"]
 )
-def test_what_was_made_otherwise_is_made_again(tmp_path, change):
+def test_what_was_made_otherwise_is_made_again_if_that_is_asked_for(tmp_path, change):
     source, out, calls = shoot(tmp_path / "v", [10]), tmp_path / "out", []
     encode(source, out, CUT, models())
+    before = contents(out)
     cut, digest = (CUT, "other") if change == "codec" else (replace(CUT, **change), "pooled")
-    encode(source, out, cut, counted(calls, digest))
+    named = "codec 'pooled', not 'other'" if change == "codec" else rf"{next(iter(change))} .*, not "
+    with pytest.raises(ValueError, match=rf"out is a set with .*{named}.* --replace"):
+        encode(source, out, cut, counted(calls, digest))
+    assert contents(out) == before and not calls
+    encode(source, out, cut, counted(calls, digest), replace=True)
     encode(source, tmp_path / "fresh", cut, counted(again := [], digest))
     assert contents(out) == contents(tmp_path / "fresh") and len(calls) == len(again) > 0
+
+
+def test_a_set_is_not_replaced_by_one_of_other_things_or_words(tmp_path):
+    out = tmp_path / "out"
+    encode(shoot(tmp_path / "v", [5, 6]), out, CUT, models())
+    before = contents(out)
+    for name in ("p.txt", "q.txt"):
+        (tmp_path / name).write_text(f"{name} one\n{name} two\n")
+    (tmp_path / "v").rename(tmp_path / "renamed")
+    record(tmp_path / "w" / "other.mp4", film(5))
+    (tmp_path / "w" / "other.txt").write_text("film number 0")  # a caption is not what it is a film of
+    for source in (tmp_path / "p.txt", tmp_path / "w"):
+        with pytest.raises(ValueError, match="out is a set with other videos or prompts: give another --out, or"):
+            encode(source, out, CUT, models())
+    with pytest.raises(ValueError, match=r"holdout 0\.02, not 0\.1"):
+        encode(tmp_path / "renamed", out, CUT, models(), holdout=0.1)
+    with pytest.raises(ValueError, match="text 'letters', not 'words'"):
+        encode(tmp_path / "renamed", out, CUT, replace(models(), text=Letters(digest="words")))
+    assert contents(out) == before
+    encode(tmp_path / "renamed", out, CUT, models())
+    assert contents(out) == before
+    for more in ("", "another\n"):
+        (tmp_path / "p.txt").write_text((tmp_path / "p.txt").read_text() + more)
+        encode(tmp_path / "p.txt", tmp_path / "prompts", CUT, models())
+    with pytest.raises(ValueError, match="other videos or prompts"):  # though both are numbered from 0
+        encode(tmp_path / "q.txt", tmp_path / "prompts", CUT, models())
+    assert encode(tmp_path / "q.txt", tmp_path / "prompts", CUT, models(), replace=True).clips == 2
+
+
+def test_a_set_stays_as_it_was_where_nothing_can_be_encoded_again(tmp_path, command):
+    source, out = shoot(tmp_path / "v", [5] * 12), tmp_path / "out"
+    assert command(source)[0] == 0
+    before = contents(out)
+    assert before["problems.txt"] == b""
+    shoot(source, [3] * 12)
+    code, said = command(source)
+    assert code == 1 and said.endswith(f"could be encoded; {out} is as it was\n") and said.count("skipped") == 12
+    assert {name: data for name, data in contents(out).items() if name in before} == before
+    assert len(LatentSet.open(out)) == 12
+
+
+def test_damage_that_keeps_a_files_size_is_mended(tmp_path):
+    source, out = shoot(tmp_path / "v", [5, 6]), tmp_path / "out"
+    encode(source, out, CUT, models())
+    before = contents(out)
+    for name in (each for each in before if each.endswith(".safetensors")):
+        data = bytearray(before[name])
+        data[-1] ^= 1
+        (out / name).write_bytes(data)
+        encode(source, out, CUT, models())
+        assert contents(out) == before, name
 
 
 @pytest.mark.parametrize("harm", ["shard", "text", "record"])
@@ -666,7 +722,9 @@ def test_the_command_says_what_it_made(tmp_path, command):
 
 def test_the_command_takes_prompts(tmp_path, command):
     (tmp_path / "p.txt").write_text("a\nb\n")
-    code, said = command(tmp_path / "p.txt")
+    (tmp_path / "q.txt").write_text("c\nd\n")
+    assert command(tmp_path / "q.txt")[0] == 0 and command(tmp_path / "p.txt")[0] == 2
+    code, said = command(tmp_path / "p.txt", "--replace")
     assert (code, said.partition(": ")[2][:32]) == (0, "2 prompts for clips at 8 fps (0 ")
     code, said = command(tmp_path / "p.txt", "--lmdb", tmp_path / "db")
     assert code == 2 and "p.txt holds prompts alone" in said

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return leaving.code if isinstance(leaving.code, int) else DONE
     except KeyboardInterrupt:
         return _complain("stopped; run the same command to go on, or to begin again", STOPPED)
-    except (ValueError, OSError, RuntimeError) as error:
+    except Exception as error:
         code = _code(error)
         if code is None:
             raise
@@ -86,6 +87,8 @@ def _code(error: Exception) -> int | None:
         return WRONG if isinstance(error, wrong) else FAILED
     if isinstance(error, ValueError):
         return WRONG if _raised_here(error) else None
+    if _lacks_memory(error) or _lacks_room(error):
+        return FAILED
     from forcing.train.gate import GateClosed
     from forcing.train.loop import Diverged
     from forcing.train.run import Interrupted
@@ -104,7 +107,24 @@ def _raised_here(error: Exception) -> bool:
     return trace is not None and Path(trace.tb_frame.f_code.co_filename).resolve().is_relative_to(home)
 
 
+def _lacks_memory(error: Exception) -> bool:
+    # torch has a class for it on a GPU, and none on a CPU
+    named = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+    return named or isinstance(error, MemoryError)
+
+
+def _lacks_room(error: Exception) -> bool:
+    # safetensors has its own class for a disk that is full or fails, and the same for a damaged file
+    return type(error).__name__ == "SafetensorError" and "I/O error" in str(error)
+
+
 def _told(error: Exception) -> str:
+    if _lacks_memory(error):
+        wanted = re.search(r"allocate (\d+(?:\.\d+)?)\.? (\w+)", str(error))
+        asked = f" ({wanted[1]} {wanted[2]} at once)" if wanted else ""
+        return f"not enough memory{asked}: try a smaller --size or --batch, or fewer --frames"
+    if _lacks_room(error):
+        return f"weights cannot be written or read ({error})"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
     return str(error)

@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from forcing.cli.models import DTYPES
+from forcing.cli.models import DTYPES, check_place
 from forcing.cli.options import read, shown
 from forcing.convert import Form, Written, convert_wan
 
@@ -36,6 +36,7 @@ def run(args: Sequence[str], console: Console) -> int:
     if options.dtype is not None and options.dtype not in DTYPES:
         raise ValueError(f"dtype is {options.dtype!r}: choose from {', '.join(DTYPES)}")
     dtype = DTYPES[options.dtype] if options.dtype else None
+    check_place(options.source)
     written = convert_wan(options.source, options.out, to=options.to, dtype=dtype, weights=options.weights)
     console.print(f"{options.out}: {describe(written)}; {_listed(options.out)}")
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -12,12 +12,15 @@ import tyro
 from rich.console import Console
 
 from forcing.backbones.wan import WanConfig
-from forcing.cli.models import DTYPES, kit_of, opened
+from forcing.cli.models import DTYPES, check_size, kit_of, opened
 from forcing.cli.options import HELP, read, read_known, shown
+from forcing.codecs.wan_vae import WanVAE
 from forcing.data.latents import LatentSet
 from forcing.recipe import Recipe, differences, parse
 from forcing.recipes import find, wan
+from forcing.stages.consistency import Consistency
 from forcing.stages.dmd import DMD
+from forcing.text.umt5 import UMT5
 from forcing.train.compute import place
 from forcing.train.material import DATA, Encoded
 from forcing.train.run import train
@@ -61,7 +64,10 @@ def run(args: Sequence[str], console: Console) -> int:
         raise ValueError(f"frozen is {where.frozen!r}: choose from {', '.join(DTYPES)}")
     device, data = place(where.device), LatentSet.open(where.data)
     base = opened(where.model, pipeline=where.pipeline, frames=data.shape[0])
-    recipe = read(Recipe, changes, f"train {name}", _fitted(name, base, data, where.chunk))
+    fitted = _fitted(name, base, data, where.chunk)
+    recipe = read(Recipe, changes, f"train {name}", fitted)
+    _check_changes(recipe, fitted, where.model)
+    _check_encoders(data, kit_of(base).pipeline)
     if recipe.name != Path(recipe.name).name or recipe.name.startswith("."):
         raise ValueError(f"name is {recipe.name!r}: it must be the name of a folder within the run")
     home = where.run / recipe.name
@@ -85,7 +91,41 @@ def _fitted(name: str, base: World, data: LatentSet, chunk: int) -> Recipe:
         raise ValueError(
             f"{data.path} has latents of {data.shape[1]} channels, which a model of {config} does not take"
         )
+    stride = (1, data.size[0] // data.shape[2], data.size[1] // data.shape[3])
+    check_size(data.size, stride, config.patch, f"the size of clips in {data.path}")
     return find(wan.recipes(wan.Facts(config, data.shape[0]), chunk), name)
+
+
+def _check_changes(recipe: Recipe, fitted: Recipe, model: Path) -> None:
+    """ValueError for what was changed and would not be heard."""
+    sizes = replace(fitted.backbone, checkpoint=recipe.backbone.checkpoint)
+    if _starts(recipe) and recipe.backbone != sizes:
+        raise ValueError(f"--backbone: sizes are those of the weights in {model}; only --backbone.checkpoint is free")
+    for name in ("gate", "withhold"):
+        if getattr(recipe, name) != getattr(fitted, name):
+            raise ValueError(f"--{name} is for recordings: nothing asks for it where Wan is trained")
+
+
+def _check_encoders(data: LatentSet, pipeline: Path) -> None:
+    """ValueError where data was encoded by other networks than those of `pipeline`; training alone can do without."""
+    made = {
+        "codec": ("vae", lambda: WanVAE.load(pipeline).digest),
+        "text": ("text_encoder", lambda: UMT5(pipeline).digest),
+    }
+    for name, (folder, digest) in made.items():
+        before = data.manifest[name]
+        if (pipeline / folder).is_dir() and (now := digest()) != before:
+            raise ValueError(
+                f"{data.path} was encoded with another {folder} ({before}) than that of {pipeline} ({now}): encode it "
+                "again, or name the pipeline that it was encoded with by --pipeline"
+            )
+
+
+def _check_chunk(recipe: Recipe, world: World, path: Path) -> None:
+    """ValueError where a few-step student would begin as a model of other chunks."""
+    own, asked = world.recipe.sampling.chunk, recipe.sampling.chunk
+    if isinstance(recipe.stage, Consistency | DMD) and world.causal and own != asked:
+        raise ValueError(f"{path} has chunks of {own}, and {recipe.name} of {asked}: give --chunk {own}")
 
 
 def _starts(recipe: Recipe) -> list[str]:
@@ -94,7 +134,10 @@ def _starts(recipe: Recipe) -> list[str]:
 
 def _opened(start: str, recipe: Recipe, where: Where, base: World, device: str) -> World:
     if where.start is not None and start == recipe.roles["student"].start:
-        return opened(where.start, pipeline=kit_of(base).pipeline, frames=recipe.frames)
+        world = opened(where.start, pipeline=kit_of(base).pipeline, frames=recipe.frames)
+        if (where.start / "world.json").is_file():  # nothing else says how it was trained
+            _check_chunk(recipe, world, where.start)
+        return world
     if start == wan.RELEASED:
         return base
     # nothing but DMD's teacher is frozen and brought from elsewhere; it is the largest, so it goes where it is needed
@@ -105,7 +148,9 @@ def _opened(start: str, recipe: Recipe, where: Where, base: World, device: str) 
     path = where.run / start / "world"
     if not path.exists():
         raise ValueError(f"{start} must be trained first: no world in {path}; or name weights to start from by --start")
-    return World.load(path)
+    world = World.load(path)
+    _check_chunk(recipe, world, path)
+    return world
 
 
 def _finished(home: Path, recipe: Recipe, origin: Mapping[str, str]) -> bool:

@@ -12,12 +12,14 @@ import torch
 import tyro
 from rich.console import Console
 
+from forcing.backbones.wan import WanConfig
 from forcing.cli.bar import Bar
+from forcing.cli.models import check_place, check_size, warn_of_cut
 from forcing.cli.options import read, shown, size
 from forcing.codecs.wan_vae import WanVAE
 from forcing.data import lmdb
 from forcing.data.encode import Models, Summary, encode
-from forcing.data.latents import LatentSet
+from forcing.data.latents import MANIFEST, LatentSet
 from forcing.data.parts import PROBLEMS
 from forcing.data.videos import Cut
 from forcing.text.umt5 import UMT5
@@ -49,6 +51,7 @@ class Options:
     holdout: float = 0.02  # share of the videos, or of the prompts, kept for evaluation
     workers: Annotated[int | None, shown("N")] = None  # processes; default one for each GPU. On a CPU each has one core
     device: str = "auto"  # cpu, cuda (all there are) or cuda:N
+    replace: bool = False  # what is in --out and was made with other options, or of other videos
     lmdb: Annotated[Path | None, shown("DIR")] = None  # also write the training clips as an LMDB like the published
 
 
@@ -61,6 +64,9 @@ def run(args: Sequence[str], console: Console) -> int:
         if options.source.suffix.lower() == ".txt":
             raise ValueError(f"{options.source} holds prompts alone: there are no latents to write to {options.lmdb}")
         lmdb.check(options.lmdb)
+    check_place(options.model)
+    if (options.model / "transformer").is_dir():  # the one that is to be trained; patches are alike in all releases
+        check_size(cut.size, _codec(options.model, "cpu").stride, WanConfig().patch)
     # (pyright does not take a cached_property for a property)
     text = UMT5(options.model, device=devices[0])
     models = Models(partial(_codec, options.model), text, devices)  # pyright: ignore[reportArgumentType]
@@ -72,11 +78,14 @@ def run(args: Sequence[str], console: Console) -> int:
             models,
             table=options.captions,
             holdout=options.holdout,
+            replace=options.replace,
             progress=bar.show,
         )
+    warn_of_cut(text.cut, text.length)
     _tell(summary, options.out, console)
     if not summary.clips:
-        console.print(f"nothing in {options.source} could be encoded")
+        left = f"; {options.out} is as it was" if (options.out / MANIFEST).exists() else ""
+        console.print(f"nothing in {options.source} could be encoded{left}")
         return 1
     made = LatentSet.open(options.out, verify=False)
     console.print(describe(made))
@@ -99,10 +108,12 @@ def describe(made: LatentSet) -> str:
 
 
 def _tell(summary: Summary, out: Path, console: Console) -> None:
-    for file, reason in summary.problems[:TOLD]:
+    kept = summary.clips or not (out / MANIFEST).exists()  # else it still tells of the set that is there
+    told = summary.problems[: TOLD if kept else None]
+    for file, reason in told:
         console.print(f"skipped {file}: {reason}")
-    if len(summary.problems) > TOLD:
-        console.print(f"and {len(summary.problems) - TOLD} more: see {out / PROBLEMS}")
+    if len(summary.problems) > len(told):
+        console.print(f"and {len(summary.problems) - len(told)} more: see {out / PROBLEMS}")
 
 
 def _codec(folder: Path, device: str) -> WanVAE:

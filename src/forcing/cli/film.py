@@ -18,7 +18,7 @@ from rich.console import Console
 from forcing import files, media
 from forcing.cli import shot
 from forcing.cli.bar import Bar
-from forcing.cli.models import DTYPES, kit_of, opened, weights_of
+from forcing.cli.models import DTYPES, kit_of, opened, warn_of_cut, weights_of
 from forcing.cli.options import read, shown, size
 from forcing.cli.shot import Shot
 from forcing.codecs import Codec
@@ -123,13 +123,15 @@ def _heard(shots: Sequence[Shot], world: World) -> None:
         world.text.encode([each.prompt, *(prompt for _, prompt in each.switches)])
         if each.sampling.guidance != 1:
             world.text.null(1)
-    kit_of(world).text.release()
+    text = kit_of(world).text
+    warn_of_cut(text.cut, text.length)
+    text.release()
 
 
 def _marks(options: Options, model: Path, world: World) -> dict[str, str]:
     """What identifies the networks that make a clip."""
     kit = kit_of(world)
-    marks = {"weights": files.mark(weights_of(model)), "VAE": kit.codec.digest, "text encoder": kit.text.digest}
+    marks = {"transformer": files.mark(weights_of(model)), "VAE": kit.codec.digest, "text encoder": kit.text.digest}
     return marks if options.live is None else marks | {"decoder": files.mark([options.live])}
 
 
@@ -212,9 +214,10 @@ def _sampling(options: Options, world: World, latents: int) -> Sampling:
     if options.chunk is not None and not 1 <= options.chunk <= most:
         raise ValueError(f"chunk is {options.chunk}: it must be from 1 to {most} latent frames")
     chunk = latents if not world.causal else own.chunk if options.chunk is None else options.chunk
-    if not world.causal and options.chunk is not None:
+    odd = [name for name in ("chunk", "window", "sink") if getattr(options, name) is not None]
+    if not world.causal and odd:
         raise ValueError(
-            f"{world.recipe.name} is bidirectional and makes its clip at once: --chunk is for causal models"
+            f"{world.recipe.name} is bidirectional and makes its clip at once: --{odd[0]} is for causal models"
         )
     sink = own.sink if options.sink is None else options.sink
     window = max(

@@ -37,7 +37,7 @@ def run(args: Sequence[str], console: Console) -> int:
         f"{pipeline}: a pipeline of random weights\n{clips}: captioned clips, and start.png to begin with\n\n"
         "Next:\n"
         f"  forcing encode {clips} --model {pipeline} --out {folder}/latents --size {size} --frames 9\n"
-        f"  forcing train wan-ar --model {pipeline} --data {folder}/latents --run {folder}/run --steps 4 --batch 2\n"
+        f"  forcing train wan-ar --model {pipeline} --data {folder}/latents --run {folder}/run --steps 5 --batch 2\n"
         f'  forcing generate --model {pipeline} --prompt "{prompt}" --size {size} --frames 9\n'
         f'  forcing generate --model {folder}/run/wan-ar/world --image {clips}/start.png --prompt "{prompt}" --frames 9'
     )

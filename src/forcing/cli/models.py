@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 
@@ -32,10 +35,14 @@ def opened(
     """
     if not source.exists():
         raise ValueError(f"{source} does not exist: give the folder of a pipeline or a world, or a file of weights")
+    for place in (source, pipeline or source):
+        check_place(place)
     if (source / "world.json").is_file():
         world = World.load(source, device=device, dtype=dtype)
         if recipe is not None:
             raise ValueError(f"{source} says itself how it is sampled ({world.recipe.name}): leave out --recipe")
+        if weights is not None:
+            raise ValueError(f"{source} is a world, which holds one network: leave out --weights")
         if pipeline is not None:
             world.kit = replace(kit_of(world), pipeline=pipeline)
         return world
@@ -58,6 +65,29 @@ def weights_of(source: Path) -> list[Path]:
         return [source]
     home = source / "transformer" if (source / "transformer").is_dir() else source
     return sorted(home.glob("*.safetensors"))
+
+
+def check_place(source: Path) -> None:
+    """ValueError for a folder that is nothing itself and holds what is most likely meant."""
+    near = [source / name for name in ("pipeline", "world") if (source / name).is_dir()]
+    if near and not any(source.glob("*.json")):
+        raise ValueError(f"{source} is no pipeline, world or transformer. Did you mean {near[0]}?")
+
+
+def check_size(size: tuple[int, int], stride: Sequence[int], patch: Sequence[int], what: str = "size") -> None:
+    """ValueError where frames of `size` (height, width) are not of whole latents in whole patches of a transformer."""
+    high, wide = (pixels * latents for pixels, latents in zip(stride[1:], patch[1:], strict=True))
+    if min(size) < 1 or size[0] % high or size[1] % wide:
+        raise ValueError(
+            f"{what} is {size[1]}x{size[0]}: the width must be a multiple of {wide} pixels, the height of {high}"
+        )
+
+
+def warn_of_cut(cut: Mapping[str, int], length: int) -> None:
+    """Say on stderr which prompts, of so many tokens, are heard only to their first `length`."""
+    for prompt, tokens in cut.items():
+        start = shorten(prompt, 60, placeholder=" ...")
+        sys.stderr.write(f"warning: a prompt has {tokens} tokens, of which {length} are heard: {start}\n")
 
 
 def _recipe(name: str, facts: wan.Facts) -> Recipe:

@@ -13,6 +13,7 @@ import tyro
 
 Kind = TypeVar("Kind")
 
+MOST_SIDE = 16384  # more than a video can have
 _NEAR = "Perhaps you meant:"
 HELP = frozenset(("-h", "--help"))
 _STYLE = (
@@ -57,6 +58,7 @@ def _in_a_line(box: str, command: str) -> str:
     wrong = " ".join(inside[first : [*ruled, True].index(True, first)]).rstrip(".")
     near = [option.split()[0] for line, option in pairwise(inside) if line == _NEAR]
     hint = f"did you mean {near[0]}?" if near else f"see forcing {command} --help"
+    wrong = wrong.removeprefix("Error parsing ")  # what is said begins with "error: "
     return f"{wrong[0].lower()}{wrong[1:]}; {hint}"
 
 
@@ -70,4 +72,6 @@ def size(told: str) -> tuple[int, int]:
     width, cross, height = told.lower().partition("x")
     if not (cross and width.isdecimal() and height.isdecimal()):
         raise ValueError(f"size is {told!r}: give width x height in pixels, such as 832x480")
+    if max(int(width), int(height)) > MOST_SIDE:
+        raise ValueError(f"size is {told!r}: sides are at most {MOST_SIDE} pixels")
     return int(height), int(width)

@@ -12,6 +12,8 @@ from typing import Any, Literal
 import torch
 
 from forcing import __version__, files, media
+from forcing.backbones.wan import WanConfig
+from forcing.cli.models import check_size
 from forcing.codecs import Codec, Pixels
 from forcing.cond import Cond
 from forcing.data import videos
@@ -67,7 +69,8 @@ class Shot:
     def check(self, world: World) -> None:
         """ValueError for what this world cannot make, before any work."""
         name = world.recipe.name
-        world.codec.size(*self.size)
+        if isinstance(world.recipe.backbone, WanConfig):
+            check_size(self.size, world.codec.stride, world.recipe.backbone.patch)
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}: it must be 0 or more")
         least = 1 if self.start is None else self.start.frames + 1

@@ -1,5 +1,6 @@
 """Weights that others published: read from a file, and put in a network that they fit exactly."""
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,7 +21,9 @@ def read(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is damaged; we say so ourselves
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as damage:  # whatever bytes that mean something else lead a reader to
         reason = f"{type(damage).__name__}: {damage}".partition("\n")[0]
         raise ValueError(f"{path} is damaged, or holds more than tensors ({reason})") from damage

@@ -1,6 +1,7 @@
 """Files of weights, opened: each tensor's shape and type are known at once, and its values are read when asked for."""
 
 import json
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -120,8 +121,11 @@ def _indexed(path: Path, stack: ExitStack) -> list[Entry]:
 
 
 def _pickled(path: Path, part: str | None) -> list[Entry]:
-    try:  # files of before 2020 are no archives, and cannot be mapped
-        whole = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is damaged; we say so ourselves
+            # files of before 2020 are no archives, and cannot be mapped
+            whole = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # whatever bytes that mean something else lead the reader to
         raise ValueError(f"{path} is damaged, or holds more than tensors ({_line(error)})") from error
     if part is None and isinstance(whole, dict):

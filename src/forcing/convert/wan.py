@@ -52,7 +52,9 @@ def load_wan(
     return model.eval()
 
 
-def save_wan(model: Wan, path: Path, *, to: Form = "wan", dtype: torch.dtype | None = None, shard: int = SHARD) -> Path:
+def save_wan(
+    model: Wan, path: str | Path, *, to: Form = "wan", dtype: torch.dtype | None = None, shard: int = SHARD
+) -> Path:
     """Write a Wan whole, or not at all, and return `path`: a new folder, or, for "wan" alone, a .safetensors file.
 
     to: "wan" for the original names, config.json and one file; "diffusers" for what WanTransformer3DModel loads, in
@@ -60,7 +62,7 @@ def save_wan(model: Wan, path: Path, *, to: Form = "wan", dtype: torch.dtype | N
     something already, or a weight is not finite.
     """
     _check_dtype(dtype)
-    target = _Target(path, to, shard)
+    target = _Target(Path(path), to, shard)
     values = dict(model.named_parameters())
     specs = {name: Spec(tuple(value.shape), _kind(name, value.dtype, dtype)) for name, value in values.items()}
     return target.write(model.config, specs, lambda name: _cast(values[name], specs[name].dtype, "cpu", name))
@@ -76,7 +78,7 @@ class Written:
 
 def convert_wan(
     source: str | Path,
-    path: Path,
+    path: str | Path,
     *,
     to: Form = "wan",
     dtype: torch.dtype | None = None,
@@ -85,7 +87,7 @@ def convert_wan(
 ) -> Written:
     """What `load_wan` and `save_wan` do one after the other, with a single tensor in memory."""
     _check_dtype(dtype)
-    target = _Target(path, to, shard)
+    target = _Target(Path(path), to, shard)
     with _stored(Path(source), None, weights) as stored:
         specs = {name: Spec(each.shape, _kind(name, each.dtype, dtype)) for name, each in stored.entries.items()}
         target.write(stored.model.config, specs, lambda name: stored.read(name, dtype, "cpu"))

@@ -6,8 +6,9 @@ The work is cut into units whose results are kept as they come: what was interru
 from __future__ import annotations
 
 import hashlib
+import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 from forcing import files
 from forcing.data import crew, parts
 from forcing.data.captions import Problem
+from forcing.data.latents import MANIFEST, read_manifest
 from forcing.data.parts import TextEncoder, Tick, Unit
 from forcing.data.sources import Load, Told, work
 from forcing.data.videos import Cut
@@ -46,18 +48,21 @@ def encode(
     *,
     table: Path | None = None,
     holdout: float = 0.02,
+    replace: bool = False,
     progress: Progress = lambda _done, _total, _note: None,
 ) -> Summary:
     """Make the latent set `out` from a folder of videos, a .txt of prompts, or the folder of an LMDB.
 
     table: the captions, as in `captions.find`. holdout: share of the videos, or of the prompts, kept for evaluation.
-    ValueError before any work where something cannot be. A file that cannot be used is a problem; where that is true
-    of all of them there are 0 clips, and no set.
+    replace: what was made otherwise. ValueError before any work where something cannot be. A file that cannot be used
+    is a problem; where that is true of all of them there are 0 clips, and no set; one that was there stays as it was.
     """
     if not 0 <= holdout <= 0.5:
         raise ValueError(f"holdout is {holdout}: it must lie in 0..0.5")
     todo = work(source, out, cut, models.codec, table)
     parts.ready(out)
+    if not replace:
+        _check_same(out, {**todo.head, "text": models.text.digest, "holdout": holdout}, todo.told.values())
     captions = list(dict.fromkeys(told.caption for told in todo.told.values()))
     text = _texts(out, captions, models.text, progress)
 
@@ -66,13 +71,28 @@ def encode(
 
     made = _made(out, todo.units, encoded, progress, "clips")
     problems = sorted([*todo.problems, *(Problem(**each) for record in made for each in record["problems"])])
-    files.write(out / parts.PROBLEMS, "".join(f"{file}: {reason}\n" for file, reason in problems))
     clips = _clips(made, todo.told, {caption: number for number, caption in enumerate(captions)}, holdout)
+    if clips or not (out / MANIFEST).exists():
+        files.write(out / parts.PROBLEMS, "".join(f"{file}: {reason}\n" for file, reason in problems))
     if clips:
         shards = [row for record in made for row in record["files"]]
         found = {"shards": shards, "clips": clips, "problems": [problem._asdict() for problem in problems]}
         parts.complete(out, {**todo.head, "holdout": holdout, **text, **found}, [name for name, _ in todo.units])
     return Summary(len(clips), problems)
+
+
+def _check_same(out: Path, asked: Mapping[str, Any], told: Iterable[Told]) -> None:
+    """ValueError where `out` is a set that was made otherwise, or of other things."""
+    if not (out / MANIFEST).exists():
+        return
+    before = read_manifest(out)
+    now = json.loads(json.dumps(asked))  # as a manifest has it
+    other = [f"{name} {before.get(name)!r}, not {value!r}" for name, value in now.items() if before.get(name) != value]
+    known = {row["source"] for row in before["clips"]} | set(before["captions"])
+    if not known & {each.kin for each in told}:
+        other.append("other videos or prompts")
+    if other:
+        raise ValueError(f"{out} is a set with {' and '.join(other)}: give another --out, or --replace")
 
 
 def _texts(out: Path, captions: Sequence[str], text: TextEncoder, progress: Progress) -> dict[str, Any]:
@@ -98,7 +118,7 @@ def _made(
     out: Path, units: Sequence[Unit], do: Callable[[Sequence[Unit], Tick], None], progress: Progress, what: str
 ) -> list[dict[str, Any]]:
     """The records of all units, those that are missing made by `do`."""
-    left = [unit for unit in units if parts.finished(out, unit[0]) is None]
+    left = [unit for unit in units if parts.finished(out, unit[0], verify=True) is None]
     total, done, made, began = sum(len(things) for _, things in left), 0, 0, time.monotonic()
 
     def tick(count: int) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from forcing import files
 from forcing.data.captions import Problem, UnusableError
 from forcing.data.latents import FORMAT, KIND, MANIFEST, read_manifest
+from forcing.data.shards import checksum
 from forcing.text import Text
 
 PART = 64  # most clips in a file, and in memory
@@ -60,11 +61,16 @@ def name_of(kind: str, work: Any) -> str:
     return f"{kind}-{hashlib.sha256(json.dumps([FORMAT, work], sort_keys=True).encode()).hexdigest()[:16]}"
 
 
-def finished(folder: Path, unit: str) -> dict[str, Any] | None:
-    """What the unit holds; None where it was not made, or is damaged, so that it has to be made again."""
+def finished(folder: Path, unit: str, verify: bool = False) -> dict[str, Any] | None:
+    """What the unit holds; None where it was not made, or is damaged, so that it has to be made again.
+
+    verify: read its files, for damage that leaves their sizes as they are.
+    """
     try:
         record = json.loads((folder / f"{unit}.json").read_text(encoding="utf-8"))
-        intact = all((folder / row["file"]).stat().st_size == row["bytes"] for row in record["files"])
+        rows = [(folder / row["file"], row) for row in record["files"]]
+        intact = all(path.stat().st_size == row["bytes"] for path, row in rows)
+        intact = intact and not (verify and any(checksum(path) != row["sha256"] for path, row in rows))
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
     return record if intact else None

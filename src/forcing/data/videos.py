@@ -136,7 +136,8 @@ def _frames(path: Path, fps: float) -> Iterator[tuple[Fraction, VideoFrame | Non
         stream = file.streams.video[0]
         rate = stream.average_rate
         if not rate or rate < SLOWEST * fps:
-            raise UnusableError(f"has only {float(rate):.3g} fps" if rate else "does not tell its frame rate")
+            needs = f"and clips at {fps:g} fps take at least {SLOWEST * fps:.3g}"
+            raise UnusableError(f"has only {float(rate):.3g} fps, {needs}" if rate else "does not tell its frame rate")
         counted = file.format.name == _TIMELESS
         first, last = None, Fraction(0)
         for number, frame in enumerate(file.decode(stream)):

@@ -56,6 +56,7 @@ class UMT5:
         self.cache = _cache() if cache is None else cache
         self._loaded: tuple[PreTrainedTokenizerBase, UMT5EncoderModel] | None = None
         self._known: dict[str, Tensor] = {}
+        self.cut: dict[str, int] = {}  # prompts encoded here that are longer than `length`, and their tokens
 
     @cached_property
     def digest(self) -> str:
@@ -113,6 +114,9 @@ class UMT5:
         tokenizer, model = self._loaded
         told = tokenizer(text, padding="max_length", max_length=self.length, truncation=True, return_tensors="pt")
         ids, mask = told["input_ids"].to(self.device), told["attention_mask"].to(self.device)
+        tokens = len(tokenizer(text, verbose=False)["input_ids"])
+        if tokens > self.length:
+            self.cut[text] = tokens
         hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state[0, : int(mask.sum())]
         if not hidden.isfinite().all():
             raise ValueError(f"the text encoder in {self.folder} gives numbers that are not finite for {text!r}")

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from forcing import files
 from forcing.backbones import Network
 from forcing.recipe import Recipe
 from forcing.train import checkpoint
@@ -39,31 +40,32 @@ def train(
     state = _begin(recipe, starts, device)
     origin = dict(state.sources)
     state.sources["recording"] = data.digest
-    path = checkpoint.latest(folder / "checkpoints")
-    if path is not None:
-        checkpoint.load(state, path, recipe)
-        console.print(f"{recipe.name}: continuing from step {state.step} of {recipe.steps}", highlight=False)
-    journal = Journal(folder / "metrics.jsonl", state.step)
-    with Interrupt() as interrupt, Meter(recipe.name, recipe.steps, state.step, console) as meter:
-        after = _after_step(recipe, folder, data, journal, meter, interrupt)
-        fit(
-            Placed(recipe.stage, device, recipe.precision, recipe.pieces),
-            state,
-            source,
-            steps=recipe.steps,
-            seed=recipe.seed,
-            clip=recipe.clip,
-            schedule=recipe.schedule,
-            after_step=after,
-        )
-    if state.step < recipe.steps:
-        raise Interrupted(
-            f"{interrupt.asked}: {recipe.name} stopped at step {state.step} of {recipe.steps}, all of it saved in "
-            f"{folder}; run the same command to continue"
-        )
-    world = data.world(state.product().eval().requires_grad_(False), recipe, origin)
-    world.save(folder / "world")
-    return world
+    with files.alone(folder):  # a second process would write into the same journal
+        path = checkpoint.latest(folder / "checkpoints")
+        if path is not None:
+            checkpoint.load(state, path, recipe)
+            console.print(f"{recipe.name}: continuing from step {state.step} of {recipe.steps}", highlight=False)
+        journal = Journal(folder / "metrics.jsonl", state.step)
+        with Interrupt() as interrupt, Meter(recipe.name, recipe.steps, state.step, console) as meter:
+            after = _after_step(recipe, folder, data, journal, meter, interrupt)
+            fit(
+                Placed(recipe.stage, device, recipe.precision, recipe.pieces),
+                state,
+                source,
+                steps=recipe.steps,
+                seed=recipe.seed,
+                clip=recipe.clip,
+                schedule=recipe.schedule,
+                after_step=after,
+            )
+        if state.step < recipe.steps:
+            raise Interrupted(
+                f"{interrupt.asked}: {recipe.name} stopped at step {state.step} of {recipe.steps}, all of it saved in "
+                f"{folder}; run the same command to continue"
+            )
+        world = data.world(state.product().eval().requires_grad_(False), recipe, origin)
+        world.save(folder / "world")
+        return world
 
 
 def _begin(recipe: Recipe, starts: Mapping[str, World], device: str = "cpu") -> State:
