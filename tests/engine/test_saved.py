@@ -53,7 +53,7 @@ def test_another_world_is_named():
         loads(other, told(1), saved())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_damage_is_named(data):
     whole, made = saved(), setup(world())
