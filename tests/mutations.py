@@ -51,7 +51,7 @@ MUTATIONS = [
         ("cond.py", "torch.cat([value, value], 1)", "torch.cat([value, value.roll(1, 1)], 1)"),
         ("stages/diffusion.py", "torch.cat([torch.zeros_like(sigma), sigma], 1)", "torch.cat([sigma, sigma], 1)"),
         ("rollout.py", "torch.zeros(x0.shape[:2], device=x0.device)", "torch.ones(x0.shape[:2], device=x0.device)"),
-        ("backbones/tiny.py", "angles(layout.times.to(x.device), h", "angles(0 * layout.times, h"),
+        ("backbones/tiny.py", "angles(times, h", "angles(0 * times, h"),
     ),
     *group(
         2,
@@ -409,7 +409,7 @@ MUTATIONS = [
         ("backbones/wan.py", "_sinusoid(1000 * sigma.double()", "_sinusoid(1000 * sigma.bfloat16().double()"),
         ("backbones/wan.py", "with torch.autocast(sigma.device.type, enabled=False):", "if True:"),
         ("backbones/wan.py", "return any(part in name for part in _FLOAT32)", 'return "norm" in name'),
-        ("backbones/wan.py", "dtype=torch.float64), tokens.dtype)", "dtype=torch.float32), tokens.dtype)"),
+        ("backbones/rope.py", "dtype=torch.float64, device=where)", "device=where)"),
         ("backbones/wan.py", "or text.shape[1] > most:", "or False:"),
         ("backbones/wan.py", "checkpoint(block, tokens, modulation,", "checkpoint(block, tokens.detach(), modulation,"),
         (
@@ -528,10 +528,9 @@ MUTATIONS = [
         (
             "backbones/tiny.py",
             "cond.per_frame if SIGMAS in cond.per_frame else self.embed(sigma)",
-            "self.embed(0 * sigma)",
+            "cond.per_frame if SIGMAS in cond.per_frame else self.embed(0 * sigma)",
         ),
         ("engine/stream.py", "before.static is cond.static", "True"),
-        ("engine/stream.py", "clean.shape[1] == self.how.chunk and", ""),
         (
             "engine/stream.py",
             "begins = self._waiting is None and self.past.end == self._origin",
@@ -539,10 +538,12 @@ MUTATIONS = [
         ),
         ("engine/stream.py", "yield from self.settle()  # told", "self._waiting = None  # told"),
         ("engine/stream.py", "all(one[name] is other[name] for name in one)", "False"),
+        ("backbones/rope.py", "dtype=torch.float64, device=where)", "device=where)"),
     ),
     *group(
         30,
         "engine/test_session.py",
+        ("engine/stream.py", "clean.shape[1] == self.how.chunk and", ""),
         ("engine/stream.py", "key = levels, sigma.shape[1]", 'key = "any"'),
         ("engine/stream.py", "cond = cond.beside(self.uncond(cond))", "cond = cond.beside(cond)"),
         ("engine/stream.py", "self.past.end if at is None else at", "self.past.end"),

@@ -89,6 +89,16 @@ def test_a_stream_goes_on_from_what_is_given(double):
     assert torch.allclose(out, plainly(model, PLANS["2 steps"], 3, 9, 0, start=given), rtol=0, atol=1e-9)
 
 
+@torch.no_grad()
+def test_positions_have_no_end():
+    model, out = wild(), {}
+    for end in (0, 1_000_000):
+        made = stream(model, PLANS["2 steps"], 1, 5)
+        made.stream.forget(end)
+        out[end] = torch.cat([made.next(cond) for cond in conds(1)], 1)
+    assert torch.allclose(out[0], out[1_000_000], rtol=0, atol=2e-4 * float(out[0].abs().max()))
+
+
 @pytest.mark.parametrize(("name", "merged", "apart"), [("1 step", 1, 2), ("2 steps", 2, 3), ("4 steps", 4, 5)])
 @torch.no_grad()
 def test_passes_a_chunk(double, name, merged, apart):

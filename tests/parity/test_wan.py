@@ -8,7 +8,7 @@ import torch
 
 from forcing.backbones import attention
 from forcing.backbones.rope import turns
-from forcing.backbones.wan import T2V_1_3B, T2V_14B, Wan, WanConfig
+from forcing.backbones.wan import SIGMA, T2V_1_3B, T2V_14B, Wan, WanConfig
 from forcing.cond import Cond
 from forcing.layout import Layout, after, causal, full, teacher_forced
 
@@ -124,7 +124,7 @@ def test_what_modulates_stays_precise_in_half_precision():
         "blocks.1.self_attn.norm_q.weight",
     } <= kept
     assert "blocks.0.ffn.0.weight" not in kept
-    e = [model._told(torch.tensor([[sigma]]))[0] for sigma in (0.9981, 0.9985)]
+    e = [model.embed(torch.tensor([[sigma]]))[SIGMA] for sigma in (0.9981, 0.9985)]
     assert e[0].dtype == torch.float32 and not torch.equal(e[0], e[1])  # in bfloat16 both are 1
     half = model(drawn(1, 2, 4, 4, 4).float(), torch.tensor([[0.9981, 0.9985]]), told(dtype=torch.float32), full(2))
     assert half.dtype == torch.float32
@@ -133,10 +133,10 @@ def test_what_modulates_stays_precise_in_half_precision():
 
 def test_autocast_leaves_the_embedding_of_sigma_alone():
     model, sigma = made(dtype=torch.float32), torch.tensor([[0.9981]])
-    expected = model._told(sigma)
+    expected = model.embed(sigma)
     with torch.autocast("cpu", torch.bfloat16):
-        for one, other in zip(model._told(sigma), expected, strict=True):
-            assert torch.equal(one, other)
+        for name, value in model.embed(sigma).items():
+            assert torch.equal(value, expected[name])
         out = model(drawn(1, 1, 4, 4, 4).float(), sigma, told(dtype=torch.float32), full(1))
     assert out.dtype == torch.float32
 

@@ -10,13 +10,16 @@ def split(dim: int) -> tuple[int, int, int]:
     return dim - 2 * side, side, side
 
 
-def angles(times: Tensor, height: int, width: int, dim: int, base: float, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Rotation angles [..., F * height * width, dim / 2] of every token at times [..., F], frames first."""
+def angles(times: Tensor, height: int, width: int, dim: int, base: float) -> Tensor:
+    """Rotation angles [..., F * height * width, dim / 2] of every token at times [..., F], frames first.
+
+    In float64: a stream that has run for a day is at angles whose float32 has no digits left behind the point.
+    """
     axes, where = [], times.device
     sides = (torch.arange(side, device=where) for side in (height, width))
     for positions, size in zip((times, *sides), split(dim), strict=True):
-        frequency = base ** (-torch.arange(0, size, 2, dtype=dtype, device=where) / size)
-        axes.append(positions.to(dtype)[..., None] * frequency)
+        frequency = base ** (-torch.arange(0, size, 2, dtype=torch.float64, device=where) / size)
+        axes.append(positions.double()[..., None] * frequency)
     time, row, column = axes
     grid = (*times.shape, height, width, -1)
     return torch.cat(

@@ -130,7 +130,7 @@ class Wan(nn.Module):
         e, modulation = told[SIGMA][:, layout.mute :], told[SIGMAS]
         grid = height // p, width // q
         times, dim = layout.times.to(x.device), self.config.dim // self.config.num_heads
-        turn = turns(angles(times, *grid, dim, ROPE_BASE, dtype=torch.float64), tokens.dtype)
+        turn = turns(angles(times, *grid, dim, ROPE_BASE), tokens.dtype)
         for block, text in zip(self.blocks, texts.unbind(1), strict=True):
             mute = layout.mute if block is self.blocks[-1] else 0
             if self.config.checkpoint and torch.is_grad_enabled():
