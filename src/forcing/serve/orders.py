@@ -1,0 +1,179 @@
+"""What the gateway and an engine process say to each other, as msgpack through a pipe.
+
+Sessions are numbers that the gateway gives out; the same number is never used again.
+"""
+
+import msgspec
+
+from forcing.serve.wire import Switch, World
+
+
+class Order(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """From the gateway."""
+
+
+class Open(Order, frozen=True):
+    """Begin a session, or begin it anew. start: an encoded image to go on from. saved: a session to go on with instead.
+
+    steps: passes a frame, None for the world's own. reality: step the environment beside.
+    """
+
+    session: int
+    generation: int
+    prompt: str | None
+    seed: int
+    steps: int | None = None
+    start: bytes | None = None
+    saved: bytes | None = None
+    reality: bool = False
+
+
+class Ask(Order, frozen=True):
+    """Another prompt from the next chunk on."""
+
+    session: int
+    event: int
+    prompt: str | None
+    switch: Switch
+
+
+class Press(Order, frozen=True):
+    session: int
+    event: int
+    held: list[str]
+    tapped: list[str]
+
+
+class Grant(Order, frozen=True):
+    session: int
+    chunks: int
+
+
+class Pause(Order, frozen=True):
+    session: int
+    on: bool
+
+
+class Back(Order, frozen=True):
+    session: int
+    generation: int
+    frame: int
+
+
+class Fork(Order, frozen=True):
+    """Session `other` begins where `session` stands; it is granted nothing yet."""
+
+    session: int
+    other: int
+
+
+class Film(Order, frozen=True):
+    session: int
+    request: int
+
+
+class Close(Order, frozen=True):
+    session: int
+
+
+class Stop(Order, frozen=True):
+    """Leave, once what is being made is done."""
+
+
+AnyOrder = Open | Ask | Press | Grant | Pause | Back | Fork | Film | Close | Stop
+
+
+class Report(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """From an engine process."""
+
+
+class Ready(Report, frozen=True):
+    """Warm, and able to serve so many sessions."""
+
+    world: World
+    sessions: int
+
+
+class Beat(Report, frozen=True):
+    """A sign of life, several times a second. progress: passes made so far. busy: whether there is more to make."""
+
+    progress: int
+    busy: bool
+    pass_ms: float
+
+
+class Frames(Report, frozen=True):
+    """Pictures of one chunk. frame: number of the first picture; latent: of the chunk's first latent frame.
+
+    event: newest keys heard when the chunk was begun. codec: of images and of reality (empty without).
+    """
+
+    session: int
+    generation: int
+    frame: int
+    latent: int
+    event: int
+    took_us: int
+    codec: int
+    images: list[bytes]
+    reality: list[bytes]
+
+
+class Applied(Report, frozen=True):
+    session: int
+    event: int
+    frame: int
+    generation: int
+
+
+class Saved(Report, frozen=True):
+    """From which the session can go on in another process; now and then."""
+
+    session: int
+    generation: int
+    data: bytes
+
+
+class Filmed(Report, frozen=True):
+    """data: an MP4, or empty where `message` says why there is none."""
+
+    session: int
+    request: int
+    data: bytes
+    message: str = ""
+
+
+class Refused(Report, frozen=True):
+    """An order that cannot be, of a session that goes on. code: of `wire.Code`. event: of the order, if it had one."""
+
+    session: int
+    code: str
+    message: str
+    event: int | None = None
+
+
+class Failed(Report, frozen=True):
+    """A session that is over."""
+
+    session: int
+    message: str
+    code: str = "failed"
+
+
+AnyReport = Ready | Beat | Frames | Applied | Saved | Filmed | Refused | Failed
+
+_pack = msgspec.msgpack.Encoder().encode
+_orders = msgspec.msgpack.Decoder(AnyOrder)
+_reports = msgspec.msgpack.Decoder(AnyReport)
+
+
+def pack(said: AnyOrder | AnyReport) -> bytes:
+    return _pack(said)
+
+
+def order(data: bytes) -> AnyOrder:
+    return _orders.decode(data)
+
+
+def report(data: bytes) -> AnyReport:
+    return _reports.decode(data)
