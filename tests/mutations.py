@@ -538,6 +538,7 @@ MUTATIONS = [
         ),
         ("engine/stream.py", "yield from self.settle()  # told", "self._waiting = None  # told"),
         ("engine/stream.py", "all(one[name] is other[name] for name in one)", "False"),
+        ("engine/stream.py", "self._waiting, self._origin = None, end", "self._waiting = None"),
         ("backbones/rope.py", "dtype=torch.float64, device=where)", "device=where)"),
     ),
     *group(
@@ -547,7 +548,6 @@ MUTATIONS = [
         ("engine/stream.py", "key = levels, sigma.shape[1]", 'key = "any"'),
         ("engine/stream.py", "cond = cond.beside(self.uncond(cond))", "cond = cond.beside(cond)"),
         ("engine/stream.py", "self.past.end if at is None else at", "self.past.end"),
-        ("engine/stream.py", "self._waiting, self._origin = None, end", "self._waiting = None"),
         ("engine/session.py", "if before is not None and before[0] != told.prompt:", "if False:"),
         ("engine/session.py", "self.random.set_state(random)\n            self._text", "self._text"),
         ("engine/session.py", "self._text, self.asleep = before, True", "self._text = before"),

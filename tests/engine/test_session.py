@@ -8,6 +8,7 @@ from engine_toys import PLANS, Changed, pictures, setup, told, world
 from forcing.data.order import seeded
 from forcing.engine.passes import run
 from forcing.engine.session import Session, Told
+from forcing.rollout import remember, rollout
 
 FRAMES = 12
 every_plan = pytest.mark.parametrize("plan", PLANS)
@@ -110,18 +111,29 @@ def test_after_an_eviction_a_woken_session_has_the_window(double, chunk, window,
     # by the definition: the frames that are held, one after another, each seeing those before it
     made, listen = setup(world(), "2 steps", chunk, window, sink), told(chunk)
     session = Session(made, listen)
-    out = shown(session, 15)
+    shown(session, 15)
+    held, cache = session.history.held(window), made.world.model.cache(1, window=window, sink=sink)
+    assert sum(each.frames for each in held) >= window and held[-1].frame + chunk == 15
+    assert all(frame in [each.frame for each in held] for frame in range(0, sink, chunk))
+    with torch.no_grad():
+        for each in held:
+            cache.end = each.place
+            remember(made.world.model, each.latents, each.cond, cache)
+    random = seeded(0, "generate")
+    random.set_state(session.random.get_state())
+    cond = made.world.cond([listen(15).prompt], [listen(15).actions], chunk)
+    shape = (1, chunk, *made.size)
+    with torch.no_grad():
+        expected = next(rollout(made.world.model, [cond], shape, made.how.plan, cache, random))
     session.sleep()
     after = session.next().latents
-    assert not close(after, plainly(made, listen, 15 + chunk)[15:]) and after.isfinite().all()
-    held = [chunk.frame for chunk in session.history.held(window)]
-    assert held[-1] == 15 and sum(each.frames for each in session.history.held(window)) >= window
-    assert all(frame in held for frame in range(0, sink, chunk)) and len(out) == 15
+    assert close(after, expected[0]) and not close(after, plainly(made, listen, 15 + chunk)[15:])
 
 
 @pytest.mark.parametrize("at", [0, 3, 6])
-def test_going_back(double, at):
-    made, listen = setup(world(), "2 steps", 3, 24), told(3, switch=6, how="recache")
+@pytest.mark.parametrize("sink", [0, 5])
+def test_going_back(double, at, sink):
+    made, listen = setup(world(), "2 steps", 3, 24, sink), told(3, switch=6, how="recache")
     session = Session(made, listen)
     before = shown(session, 12)
     session.back(at)
@@ -140,6 +152,7 @@ def test_a_fork_goes_on_alike_and_apart(double):
     differs = session.fork(lambda frame: Told("night", [2]))
     expected = plainly(made, listen, 14)[7:]
     assert not close(shown(differs, 7), expected)
+    assert [each.frame for each in session.history] == list(range(7))
     assert close(shown(session, 7), expected) and close(shown(other, 7), expected)
 
 
@@ -154,6 +167,9 @@ def test_a_cut_begins_a_new_scene(double):
     fresh = Session(made, lambda frame: told(chunk, switch=0)(frame + 6))
     fresh.random.set_state(random)
     assert close(after.latents, fresh.next().latents)
+    for each in (session, fresh):
+        each.sleep()
+    assert close(session.next().latents, fresh.next().latents)
 
 
 def test_a_recache_is_a_past_told_the_new_prompt(double):

@@ -18,9 +18,13 @@ from forcing.engine.session import Session, Setup, Told
 FORMAT = 1
 
 
-def dumps(session: Session) -> bytes:
-    """A safetensors file: latents, keys and noise states of the chunks that are kept, and what was told as JSON."""
-    kept = {chunk.frame: chunk for chunk in (*session.history.first, *session.history.chunks)}
+def dumps(session: Session, frames: int | None = None) -> bytes:
+    """A safetensors file: latents, keys and noise states of the chunks that are kept, and what was told as JSON.
+
+    frames: how many of them at least, the newest; None for all.
+    """
+    newest = [*session.history] if frames is None else session.history.newest(frames)
+    kept = {chunk.frame: chunk for chunk in (*session.history.first, *newest)}
     chunks = [kept[frame] for frame in sorted(kept)]
     tensors: dict[str, Tensor] = {"random": session.random.get_state()}
     for n, chunk in enumerate(chunks):
@@ -36,7 +40,7 @@ def dumps(session: Session) -> bytes:
         "generation": session.generation,
         "chunks": [{"frame": each.frame, "place": each.place, "prompt": each.prompt} for each in chunks],
         "first": len(session.history.first),
-        "kept": [each.frame for each in session.history.chunks],
+        "kept": [each.frame for each in newest],
         "recached": [{"frame": each.frame, "prompt": each.prompt} for each in session.history.recached],
     }
     apart = {name: value.cpu().contiguous().clone() for name, value in tensors.items()}  # some share memory

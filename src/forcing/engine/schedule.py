@@ -16,6 +16,7 @@ from forcing.engine.graphs import Graphs, Recorder
 from forcing.engine.passes import Model, Pass, Work, run, together
 from forcing.engine.session import Session, Setup, Shown, Told
 from forcing.ring import Ring
+from forcing.rollout import Plan
 from forcing.shapes import Latents
 
 Policy = Literal["merge", "eager", "auto"]
@@ -114,12 +115,25 @@ class Engine:
         self.period = 0.0 if fps is None else setup.how.chunk * setup.world.codec.stride[0] / fps
         self.model: Model = setup.world.model if recorder is None else Graphs(setup.world.model, recorder)
         self.seats: dict[Session, Seat] = {}
+        self.ticked = False  # whether the last tick made a pass
         self._spare = [setup.ring() for _ in range(rings)]
 
-    def open(self, listen: Callable[[int], Told], *, seed: int = 0, start: Pixels | None = None) -> Session:
-        """A new session; see `Session`. RuntimeError where there is no room."""
+    def open(
+        self,
+        listen: Callable[[int], Told],
+        *,
+        seed: int = 0,
+        start: Pixels | None = None,
+        plan: Plan | None = None,
+    ) -> Session:
+        """A new session; see `Session`. plan: another than the others have. RuntimeError where there is no room."""
         self._room()
-        return self._seated(Session(self.setup, listen, seed=seed, start=start))
+        return self._seated(Session(self.setup.by(plan), listen, seed=seed, start=start))
+
+    def take(self, session: Session) -> Session:
+        """A session that was made elsewhere, such as by `saved.loads`. RuntimeError where there is no room."""
+        self._room()
+        return self._seated(session)
 
     def fork(self, session: Session, listen: Callable[[int], Told]) -> Session:
         """Another session that goes on from here. RuntimeError where there is no room."""
@@ -153,10 +167,10 @@ class Engine:
         seat = self._seat(session)
         seat.credit = None if chunks is None else (seat.credit or 0) + chunks
 
-    def reset(self, session: Session, *, seed: int, start: Pixels | None = None) -> None:
+    def reset(self, session: Session, *, seed: int, start: Pixels | None = None, plan: Plan | None = None) -> None:
         """Begin anew; see `Session.reset`."""
         self._seat(session).leave()
-        session.reset(seed=seed, start=start)
+        session.reset(seed=seed, start=start, plan=plan)
 
     def back(self, session: Session, frame: int) -> None:
         """Go back; see `Session.back`."""
@@ -187,6 +201,7 @@ class Engine:
         """Make one pass for those who are due first, if any is; returns what is to be shown now."""
         happened: list[Happened] = []
         group = self._chosen(happened)
+        self.ticked = bool(group)
         if group:
             self._pass(group, happened)
         return happened

@@ -16,6 +16,7 @@ from forcing.engine.reel import Projector, Reel
 from forcing.engine.stream import ALL, Savings, Stream
 from forcing.recipe import Sampling
 from forcing.ring import Ring
+from forcing.rollout import Plan
 from forcing.shapes import Latents
 from forcing.world import World, pieces
 
@@ -92,6 +93,10 @@ class Setup:
     def device(self) -> torch.device:
         return next(self.world.model.parameters()).device
 
+    def by(self, plan: Plan | None) -> "Setup":
+        """The same with another plan, such as of more steps; None for the same."""
+        return self if plan is None else replace(self, how=replace(self.how, plan=plan))
+
     def text(self, prompt: str | None) -> Mapping[str, Tensor]:
         """What the model is told of a prompt."""
         static = self.world.cond([prompt], None, 1).static
@@ -126,8 +131,9 @@ class Session:
         self.ring = ring or setup.ring()
         self.reset(seed=seed, start=start)
 
-    def reset(self, *, seed: int, start: Pixels | None = None) -> None:
-        """Begin anew, as a new generation."""
+    def reset(self, *, seed: int, start: Pixels | None = None, plan: Plan | None = None) -> None:
+        """Begin anew, as a new generation; by another plan, if one is given."""
+        self.setup = self.setup.by(plan)
         how, world = self.setup.how, self.setup.world
         if seed < 0:
             raise ValueError(f"seed is {seed}: it must be 0 or more")

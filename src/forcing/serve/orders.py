@@ -80,7 +80,8 @@ class Stop(Order, frozen=True):
     """Leave, once what is being made is done."""
 
 
-AnyOrder = Open | Ask | Press | Grant | Pause | Back | Fork | Film | Close | Stop
+ForSession = Open | Ask | Press | Grant | Pause | Back | Fork | Film | Close
+AnyOrder = ForSession | Stop
 
 
 class Report(msgspec.Struct, frozen=True, tag=True, array_like=True):

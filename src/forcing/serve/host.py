@@ -1,0 +1,384 @@
+"""An engine process: sessions of one world on one device, told what to do and reporting through a pipe.
+
+One thread serves, another encodes pictures and reports. It leaves when the pipe closes.
+"""
+
+import io
+import queue
+import signal
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from forcing import media
+from forcing.backbones.tiny import TinyConfig
+from forcing.codecs import Pixels
+from forcing.engine.graphs import on_cuda
+from forcing.engine.saved import dumps, loads
+from forcing.engine.schedule import Engine
+from forcing.engine.session import Session, Setup, Shown, Told
+from forcing.envs.gym import Env, open_envs
+from forcing.kit import SmallKit
+from forcing.recipes import rooms, wan
+from forcing.serve import orders, wire
+from forcing.world import World
+
+BEAT, SAVE = 0.2, 1.0  # seconds between signs of life, and between what a session can be saved by
+SMALL = 128 * 128  # pictures of so few pixels are sent without loss
+QUALITY = 85
+IDLE = "wait"  # the key that stands for none, where a world has it
+
+
+@dataclass(frozen=True)
+class Options:
+    """world: its folder. reality: name of the environment that it imitates, "" for none. fps: pictures a second.
+
+    sessions, rings, batch: see `Engine`. frame: (height, width) of pictures; None for what the world was made for.
+    """
+
+    world: str
+    fps: float
+    sessions: int = 8
+    rings: int | None = None
+    batch: int = 4
+    device: str = "cpu"
+    frame: tuple[int, int] | None = None
+    reality: str = ""
+    threads: int | None = None
+
+
+def main(connection: Connection, options: Mapping[str, Any]) -> None:
+    """Serve until told to stop, or until nobody listens."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the gateway decides when to leave
+    given = Options(**options)
+    if given.threads is not None:
+        torch.set_num_threads(given.threads)
+    world = World.load(Path(given.world), device=given.device)
+    Host(connection, given, world).run()
+
+
+@dataclass(eq=False)
+class Viewer:
+    """What one viewer says, as it is heard when a chunk is begun."""
+
+    number: int
+    generation: int
+    prompt: str | None
+    keys: tuple[str, ...]
+    chunk: int
+    switch: str = "blend"
+    asked: deque[orders.Ask] = field(default_factory=deque)
+    held: list[str] = field(default_factory=list)
+    tapped: deque[str] = field(default_factory=deque)
+    event: int = 0
+    heard: int = 0  # the newest event of keys when the present chunk was begun
+    begun: float = 0.0
+    applied: list[orders.Applied] = field(default_factory=list)
+    env: Env | None = None
+    saved: float = 0.0
+
+    def listen(self, frame: int) -> Told:
+        """Prompts one after another; of keys, those tapped since, and else the one held last."""
+        self.heard, self.begun = self.event, time.perf_counter()
+        switch = "blend"
+        if self.asked:
+            ask = self.asked.popleft()
+            self.prompt, switch = ask.prompt, ask.switch
+            self.applied.append(orders.Applied(self.number, ask.event, frame, self.generation))
+        actions = [self._key() for _ in range(self.chunk)] if self.keys else None
+        return Told(self.prompt, actions, switch)
+
+    def press(self, order: orders.Press) -> None:
+        self.held = [key for key in order.held if key in self.keys]
+        self.tapped.extend(key for key in order.tapped if key in self.keys and key not in self.held)
+        self.event = order.event
+
+    def _key(self) -> str | int:
+        if self.tapped:
+            return self.tapped.popleft()
+        if self.held:
+            return self.held[-1]
+        return IDLE if IDLE in self.keys else -1
+
+
+class Host:
+    """The engine, its viewers, and the pipe."""
+
+    def __init__(self, connection: Connection, options: Options, world: World) -> None:
+        self.connection, self.options, self.world = connection, options, world
+        setup = Setup.of(world, frame=options.frame)
+        on_gpu = torch.device(options.device).type == "cuda"
+        self.engine = Engine(
+            setup,
+            sessions=options.sessions,
+            rings=options.rings,
+            batch=options.batch,
+            fps=options.fps,
+            recorder=on_cuda() if on_gpu else None,
+        )
+        own = world.recipe.sampling.plan
+        small = isinstance(world.recipe.backbone, TinyConfig)
+        self.plans = (rooms.PLANS if small else wan.PLANS) if own.fresh else {}
+        self.viewers: dict[int, Viewer] = {}
+        self.sessions: dict[int, Session] = {}
+        self.progress, self.pass_ms, self._beaten = 0, 0.0, 0.0
+        self._reports: queue.SimpleQueue[Callable[[], orders.AnyReport] | None] = queue.SimpleQueue()
+        self._gone = threading.Event()
+
+    def run(self) -> None:
+        reporter = threading.Thread(target=self._report, daemon=True)
+        reporter.start()
+        self.engine.warm()
+        self._say(orders.Ready(self._described(), self.options.sessions))
+        try:
+            while not self._gone.is_set() and self._obeyed():
+                self._tick()
+        finally:
+            self._reports.put(None)
+            reporter.join(timeout=5)
+
+    def _described(self) -> wire.World:
+        world, setup = self.world, self.engine.setup
+        height, width = self.options.frame or world.kit.frame
+        return wire.World(
+            name=world.recipe.name,
+            prompts=list(world.kit.text.prompts) if isinstance(world.kit, SmallKit) else [],
+            keys=list(world.keys.names),
+            width=width,
+            height=height,
+            fps=self.options.fps,
+            frames=world.codec.stride[0],
+            chunk=setup.how.chunk,
+            steps=sorted(self.plans),
+            reality=bool(self.options.reality),
+        )
+
+    # ---- what is told
+
+    def _obeyed(self) -> bool:
+        """Do what the gateway says, waiting for it where there is nothing to make; False when that is to leave."""
+        wait = self.engine.wait()
+        wait = BEAT if wait is None else min(wait, BEAT)
+        while self.connection.poll(wait):
+            try:
+                order = orders.order(self.connection.recv_bytes())
+            except EOFError:
+                return False
+            if isinstance(order, orders.Stop):
+                return False
+            self._obey(order)
+            wait = 0.0
+        return True
+
+    def _obey(self, order: orders.ForSession) -> None:
+        number = order.session
+        try:
+            if isinstance(order, orders.Open):
+                self._open(order)
+            elif isinstance(order, orders.Fork):
+                self._fork(order)
+            elif number in self.sessions:
+                self._steer(order, self.sessions[number], self.viewers[number])
+        except Exception as wrong:
+            event = getattr(order, "event", None)
+            code = "bad_prompt" if isinstance(order, orders.Ask) else "failed"
+            if isinstance(order, orders.Open) or number not in self.sessions:
+                self._close(number)
+                self._say(orders.Failed(number, _told(wrong), "busy" if isinstance(wrong, RuntimeError) else code))
+            else:
+                self._say(orders.Refused(number, code, _told(wrong), event))
+
+    def _steer(self, order: orders.ForSession, session: Session, viewer: Viewer) -> None:
+        match order:
+            case orders.Ask():
+                self._check(order.prompt)
+                viewer.asked.append(order)
+            case orders.Press():
+                viewer.press(order)
+            case orders.Grant():
+                self.engine.credit(session, order.chunks)
+            case orders.Pause():
+                self.engine.pause(session, order.on)
+            case orders.Back():
+                viewer.generation = order.generation
+                self.engine.back(session, order.frame)
+                last = session.history.last
+                viewer.prompt, viewer.env = viewer.prompt if last is None else last.prompt, None
+            case orders.Film():
+                chunks = [chunk.latents for chunk in session.history]
+                threading.Thread(target=self._film, args=(order, chunks), daemon=True).start()
+            case orders.Close():
+                self._close(order.session)
+
+    def _open(self, order: orders.Open) -> None:
+        if order.steps is not None and order.steps not in self.plans:
+            raise ValueError(f"steps is {order.steps}: choose from {', '.join(map(str, sorted(self.plans)))}")
+        self._check(order.prompt)
+        plan = None if order.steps is None else self.plans[order.steps]
+        viewer = Viewer(
+            order.session, order.generation, order.prompt, self.world.keys.names, self.engine.setup.how.chunk
+        )
+        start = None if order.start is None else self._pictures(order.start)
+        if order.reality and order.saved is None:
+            viewer.env, start = self._environment(order, start)
+        self._close(order.session)
+        if order.saved is not None:
+            session = self.engine.take(loads(self.engine.setup.by(plan), viewer.listen, order.saved))
+            last = session.history.last
+            viewer.prompt = order.prompt if last is None else last.prompt
+        else:
+            session = self.engine.open(viewer.listen, seed=order.seed, start=start, plan=plan)
+        self.engine.credit(session, 0)
+        self.viewers[order.session], self.sessions[order.session] = viewer, session
+
+    def _fork(self, order: orders.Fork) -> None:
+        one = self.viewers[order.session]
+        viewer = Viewer(order.other, one.generation, one.prompt, one.keys, one.chunk)
+        self.sessions[order.other] = self.engine.fork(self.sessions[order.session], viewer.listen)
+        self.engine.credit(self.sessions[order.other], 0)
+        self.viewers[order.other] = viewer
+
+    def _close(self, number: int) -> None:
+        session, viewer = self.sessions.pop(number, None), self.viewers.pop(number, None)
+        if session is not None:
+            self.engine.close(session)
+        if viewer is not None and viewer.env is not None:
+            viewer.env.close()
+
+    def _check(self, prompt: str | None) -> None:
+        self.world.text.encode([prompt])  # ValueError for a prompt that is not known
+
+    def _pictures(self, image: bytes) -> Pixels:
+        """An image as one picture of the world's size, its middle."""
+        height, width = self.options.frame or self.world.kit.frame
+        with Image.open(io.BytesIO(image)) as opened:
+            fitted = ImageOps.fit(opened.convert("RGB"), (width, height))
+        return np.array(fitted)[None]
+
+    def _environment(self, order: orders.Open, start: Pixels | None) -> tuple[Env, Pixels]:
+        if not self.options.reality or start is not None:
+            raise ValueError("there is no environment to compare with" if start is None else "an image has no reality")
+        envs = {env.prompt: env for env in open_envs(self.options.reality)}
+        env = envs.get(order.prompt or "") or next(iter(envs.values()))
+        return env, env.reset(order.seed % 2**31)[None]
+
+    # ---- what is made
+
+    def _tick(self) -> None:
+        began = time.perf_counter()
+        happened = self.engine.tick()
+        now = time.perf_counter()
+        if self.engine.ticked:
+            self.progress += 1
+            self.pass_ms = 0.9 * self.pass_ms + 0.1 * 1000 * (now - began) if self.pass_ms else 1000 * (now - began)
+        for session, what in happened:
+            number = next(number for number, each in self.sessions.items() if each is session)
+            if isinstance(what, Shown):
+                self._shown(number, session, what, now)
+            else:
+                self._failed(number, what)
+        if now - self._beaten > BEAT:
+            self._beaten = now
+            self._say(orders.Beat(self.progress, self.engine.wait() == 0.0, self.pass_ms))
+
+    def _shown(self, number: int, session: Session, shown: Shown, now: float) -> None:
+        viewer = self.viewers[number]
+        for applied in viewer.applied:
+            self._say(applied)
+        viewer.applied.clear()
+        frame, latent, reality = _number(shown.frame, self.world.codec.stride[0]), shown.frame, []
+        if viewer.env is not None:
+            reality = self._reality(viewer.env, shown)
+        heard, took, generation = viewer.heard, round(1e6 * max(0.0, now - viewer.begun)), viewer.generation
+
+        def frames() -> orders.AnyReport:
+            codec, images = _encoded(shown.pictures)
+            beside = _encoded(np.stack(reality))[1] if reality else []
+            return orders.Frames(number, generation, frame, latent, heard, took, codec, images, beside)
+
+        self._reports.put(frames)
+        if now - viewer.saved > SAVE:
+            viewer.saved = now
+            data = dumps(session, session.setup.how.window)
+            self._say(orders.Saved(number, generation, data))
+
+    def _reality(self, env: Env, shown: Shown) -> list[np.ndarray]:
+        if shown.told is None:
+            return [env.frame()]
+        keys = {name: n for n, name in enumerate(env.names)}
+        actions = shown.told.actions or []
+        return [env.step(keys[str(action)]) if str(action) in keys else env.frame() for action in actions]
+
+    def _failed(self, number: int, what: Exception) -> None:
+        self.sessions.pop(number, None)
+        viewer = self.viewers.pop(number)
+        if viewer.env is not None:
+            viewer.env.close()
+        self._say(orders.Failed(number, _told(what)))
+
+    def _film(self, order: orders.Film, chunks: list[torch.Tensor]) -> None:
+        try:
+            if not chunks:
+                raise ValueError("nothing has been shown yet")  # noqa: TRY301
+            data = filmed(self.world, chunks, self.options.fps)
+            self._say(orders.Filmed(order.session, order.request, data))
+        except Exception as wrong:
+            self._say(orders.Filmed(order.session, order.request, b"", _told(wrong)))
+
+    # ---- what is said
+
+    def _say(self, report: orders.AnyReport) -> None:
+        self._reports.put(lambda: report)
+
+    def _report(self) -> None:
+        while (made := self._reports.get()) is not None:
+            try:
+                self.connection.send_bytes(orders.pack(made()))
+            except (OSError, ValueError):  # nobody listens any more
+                self._gone.set()
+                return
+
+
+def filmed(world: World, chunks: list[torch.Tensor], fps: float) -> bytes:
+    """An MP4 of latents [1, F, C, h, w], decoded anew; small pictures are enlarged."""
+    decode = world.codec.decoder()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "film.mp4"
+        scale = max(1, 448 // max(world.kit.frame))
+        with media.writer(path, fps=fps, scale=scale) as film, torch.no_grad():
+            for latents in chunks:
+                film.add(decode(latents)[0])
+        return path.read_bytes()
+
+
+def _encoded(pictures: Pixels) -> tuple[int, list[bytes]]:
+    lossless = pictures.shape[1] * pictures.shape[2] <= SMALL
+    out = []
+    for picture in pictures:
+        data = io.BytesIO()
+        if lossless:
+            Image.fromarray(picture).save(data, "PNG", compress_level=1)
+        else:
+            Image.fromarray(picture).save(data, "JPEG", quality=QUALITY)
+        out.append(data.getvalue())
+    return (wire.PNG if lossless else wire.JPEG), out
+
+
+def _number(latent: int, stride: int) -> int:
+    """Of the first picture of a latent frame: the first covers one, the others `stride`."""
+    return 0 if latent == 0 else 1 + stride * (latent - 1)
+
+
+def _told(wrong: BaseException) -> str:
+    return str(wrong) or type(wrong).__name__
