@@ -19,15 +19,13 @@ from pathlib import Path
 import torch
 
 from forcing import flow
-from forcing.backbones.wan import T2V_1_3B, T2V_14B, Wan, WanConfig
+from forcing.backbones.wan import Wan
 from forcing.cond import Cond
+from forcing.engine.bench.drawn import SIZES, random_wan
 from forcing.layout import after, causal, full
 from forcing.recipes.wan import PLANS
 from forcing.rollout import remember, rollout
 from forcing.stages.diffusion import given_clean
-
-TINY = WanConfig(dim=64, ffn_dim=128, freq_dim=32, text_dim=32, text_len=16, num_heads=4, num_layers=2)
-PRESETS = {"tiny": TINY, "1.3B": T2V_1_3B, "14B": T2V_14B}
 
 
 def main() -> None:
@@ -35,8 +33,8 @@ def main() -> None:
     width, height = (int(side) // 8 for side in given.size.split("x"))
     device, dtype = torch.device(given.device), getattr(torch, given.dtype)
     rng = torch.Generator(device).manual_seed(0)
-    config = PRESETS[given.preset]
-    model = _random(config, device, dtype, rng)
+    config = SIZES[given.preset]
+    model = random_wan(config, device=str(device), dtype=dtype)
     x = torch.randn(1, given.frames, config.in_channels, height, width, generator=rng, device=device)
     sigma = torch.rand(1, given.frames, generator=rng, device=device)
     cond = Cond({"text": torch.randn(1, config.text_len, config.text_dim, generator=rng, device=device)})
@@ -66,7 +64,7 @@ def main() -> None:
         rows["2-step stream, a frame"] = _stream(model, cond, tuple(one.shape), given, rng, device)
     if not given.no_training:
         del model
-        model = _random(replace(config, checkpoint=True), device, torch.float32, rng)
+        model = random_wan(replace(config, checkpoint=True), device=str(device))
         rows["teacher-forced step"] = _timed(lambda: _step(model, x, sigma, cond), given.rounds, device)
     for name, row in rows.items():
         print(f"{name:24} {1000 * row['seconds']:10.1f} ms {row.get('gigabytes', float('nan')):8.1f} GB")
@@ -77,7 +75,7 @@ def main() -> None:
 
 def _asked() -> argparse.Namespace:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("--preset", choices=PRESETS, default="tiny")
+    asked.add_argument("--preset", choices=SIZES, default="tiny")
     asked.add_argument("--size", default="832x480", help="width x height in pixels")
     asked.add_argument("--frames", type=int, default=21, help="latent frames")
     asked.add_argument("--window", type=int, default=9)
@@ -87,17 +85,6 @@ def _asked() -> argparse.Namespace:
     asked.add_argument("--no-training", action="store_true")
     asked.add_argument("--out", type=Path)
     return asked.parse_args()
-
-
-def _random(config: WanConfig, device: torch.device, dtype: torch.dtype, rng: torch.Generator) -> Wan:
-    with torch.device("meta"):
-        model = config.build()
-    for name, parameter in list(model.named_parameters()):
-        kind = torch.float32 if Wan.keeps_float32(name) else dtype
-        value = torch.randn(parameter.shape, generator=rng, device=device).mul_(0.02).to(kind)
-        owner, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(owner), leaf, torch.nn.Parameter(value))
-    return model
 
 
 def _step(model: Wan, x: torch.Tensor, sigma: torch.Tensor, cond: Cond) -> None:

@@ -70,6 +70,16 @@ class Ring(Cache):
         self._written = frames
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of its memory."""
+        return 0 if self._store is None else self._store.nbytes
+
+    @property
+    def tokens(self) -> int:
+        """Of a frame; 0 before the first was written."""
+        return 0 if self._store is None else self._store.shape[4]
+
+    @property
     def where(self) -> int | None:
         """The address of its memory."""
         return None if self._store is None else self._store.data_ptr()

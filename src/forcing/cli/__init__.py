@@ -34,6 +34,7 @@ COMMANDS = {
     "encode": "a folder of videos with captions into latents to train Wan on",
     "convert": "weights of Wan between the names that people use",
     "fixture": "a complete tiny Wan with tiny videos, to try every command on in seconds",
+    "bench": "how fast a world streams on this machine, as ratios measured in one run",
     "recipes": "the runs we know, and their settings as JSON",
 }
 DONE, FAILED, WRONG, STOPPED = 0, 1, 2, 130
