@@ -36,6 +36,7 @@ from forcing.world import World
 BEAT, SAVE = 0.2, 1.0  # seconds between signs of life, and between what a session can be saved by
 SMALL = 128 * 128  # pictures of so few pixels are sent without loss
 QUALITY = 85
+MOST_TAPS = 4  # that wait for a frame
 IDLE = "wait"  # the key that stands for none, where a world has it
 
 
@@ -81,6 +82,7 @@ class Viewer:
     asked: deque[orders.Ask] = field(default_factory=deque)
     held: list[str] = field(default_factory=list)
     tapped: deque[str] = field(default_factory=deque)
+    unheard: list[str] = field(default_factory=list)  # held, but no chunk has been begun since
     event: int = 0
     heard: int = 0  # the newest event of keys when the present chunk was begun
     begun: float = 0.0
@@ -97,11 +99,16 @@ class Viewer:
             self.prompt, switch = ask.prompt, ask.switch
             self.applied.append(orders.Applied(self.number, ask.event, frame, self.generation))
         actions = [self._key() for _ in range(self.chunk)] if self.keys else None
+        self.unheard.clear()
         return Told(self.prompt, actions, switch)
 
     def press(self, order: orders.Press) -> None:
-        self.held = [key for key in order.held if key in self.keys]
-        self.tapped.extend(key for key in order.tapped if key in self.keys and key not in self.held)
+        before, self.held = self.held, [key for key in order.held if key in self.keys]
+        short = [key for key in self.unheard if key not in self.held]  # down and up again between two chunks: a tap
+        self.tapped.extend(key for key in (*short, *order.tapped) if key in self.keys and key not in self.held)
+        self.unheard = [key for key in self.held if key in self.unheard or key not in before]
+        while len(self.tapped) > MOST_TAPS:  # whoever taps faster than frames come should not steer for minutes
+            self.tapped.popleft()
         self.event = order.event
 
     def _key(self) -> str | int:
@@ -123,7 +130,7 @@ class Host:
             setup,
             sessions=options.sessions,
             rings=options.rings,
-            batch=options.batch,
+            batch=min(options.batch, options.sessions if options.rings is None else options.rings),
             fps=options.fps,
             recorder=on_cuda() if on_gpu else None,
         )
@@ -211,8 +218,11 @@ class Host:
             case orders.Pause():
                 self.engine.pause(session, order.on)
             case orders.Back():
+                starts = [chunk.frame for chunk in session.history if chunk.frame <= order.frame]
+                self.engine.back(session, starts[-1] if starts else order.frame)  # any frame of a chunk means it
+                self.engine.credit(session, None)
+                self.engine.credit(session, 0)
                 viewer.generation = order.generation
-                self.engine.back(session, order.frame)
                 last = session.history.last
                 viewer.prompt, viewer.env = viewer.prompt if last is None else last.prompt, None
             case orders.Film():
