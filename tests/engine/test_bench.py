@@ -72,7 +72,7 @@ def test_operations_are_counted():
     config = SIZES["tiny"]
     made = random_world(wan.recipes(wan.Facts(config))["wan-dmd-4step"], (16, 32))
     here = setup(made, "1 step", window=4)
-    row = speed.speed(replace(here, how=replace(here.how, sink=0)), Trial(1, 1), decode=False)
+    row = speed.speed(replace(here, how=replace(here.how, sink=0)), Trial(1, 1), speed.More(decode=False))
     dim, ffn, text, last = config.dim, config.ffn_dim, config.text_len, config.num_layers - 1
     tokens, held = 2, 4  # of a frame; frames that each half of the pass sees
     assert row["tokens"] == tokens
@@ -90,9 +90,8 @@ def test_operations_are_counted():
 
 def test_recorded_passes_are_measured_too():
     recorded = []
-    row = speed.speed(
-        setup(world(), "2 steps"), Trial(1, 2), decode=False, recorder=lambda run: recorded.append(1) or by_hand(run)
-    )
+    more = speed.More(False, lambda run: recorded.append(1) or by_hand(run))
+    row = speed.speed(setup(world(), "2 steps"), Trial(1, 2), more)
     assert set(row["ratio"]) == {"engine", "graphs"} and len(recorded) == 2  # merged with settling, and alone
     (one, other) = service.latency([(setup(world(), "1 step"), 500.0)], Trial(1, 2), by_hand)
     assert (one["policy"], other["policy"]) == ("merge", "eager")

@@ -1,12 +1,15 @@
 """Replayed passes are passes: the copies in and out of recorded memory lose and mix nothing. CUDA needs a GPU."""
 
+import shutil
+from dataclasses import replace
+
 import pytest
 import torch
 from engine_toys import Changed, setup, told, world
 from test_schedule import serve
 from test_session import close, plainly, sizes
 
-from forcing.engine.graphs import Graphs, by_hand, on_cuda
+from forcing.engine.graphs import Graphs, by_hand, compiled, on_cuda
 from forcing.engine.schedule import Engine
 
 
@@ -69,6 +72,20 @@ def test_without_recording_it_is_the_model(double):
     serve(engine, 10, shown)
     assert len(engine.model) == 0 and isinstance(engine.model, Graphs)
     assert close(torch.cat(shown[session]), plainly(made, told(1), 10))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_blocks_show_the_same(double):
+    made, shown = setup(world(), "2 steps", 1, 4), {}
+    listen = told(1, switch=6)
+    expected = plainly(made, listen, 12)
+    engine = Engine(replace(made, world=replace(made.world, model=compiled(made.world.model))))
+    engine.warm()
+    session = engine.open(listen)
+    serve(engine, 60, shown)
+    assert torch.allclose(torch.cat(shown[session])[:12], expected, rtol=0, atol=1e-9)
 
 
 @pytest.mark.gpu

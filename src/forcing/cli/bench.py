@@ -26,7 +26,7 @@ from forcing.cli.setting import shipped
 from forcing.engine.bench import service, speed
 from forcing.engine.bench.drawn import SIZES, random_world
 from forcing.engine.bench.trial import UNSEEN, Trial, peak
-from forcing.engine.graphs import on_cuda
+from forcing.engine.graphs import compiled, on_cuda
 from forcing.engine.schedule import Policy
 from forcing.engine.session import Setup
 from forcing.eval.machine import machine
@@ -46,8 +46,8 @@ LATENCY = "steps policy fps first action between"
 SESSIONS = "steps sessions batch ratio evenness frames/s"
 TABLES = (  # title, part of the results, columns
     ("latent frames a second over the plain loop's; arithmetic, and its share of the limit here", "speed", SPEED),
-    ("frames a second without one saving, over the whole engine's", "speed", "steps chunk without"),
-    ("ms a latent frame{note}", "speed", "steps chunk ms"),
+    ("frames a second without the saving that a column names, over the whole engine's", "speed", "steps chunk without"),
+    ("ms a latent frame: plain loop, engine, engine without the saving named{note}", "speed", "steps chunk ms"),
     ("ms to a first frame, from key to picture, and between chunks{note}", "latency", LATENCY),
     ("sessions at once, without pictures: latent frames a second over those of one", "sessions", SESSIONS),
     ("one session, minute by minute: ms between chunks{note}", "minutes", "chunks p50 p95 p99 MB"),
@@ -78,6 +78,7 @@ class Options:
     frames: int = 6  # latent frames of a turn
     decode: bool = True  # leave out pictures; a random Wan's are made by a tiny decoder
     graphs: bool = False  # replay recorded passes (GPU)
+    compile: bool = False  # also with blocks that torch.compile has made; on a CPU that needs a C++ compiler
     device: str = "auto"  # cpu, cuda or cuda:N
     dtype: Annotated[str | None, shown("NAME")] = None  # of Wan's weights; default: as stored, on a GPU bfloat16
     threads: Annotated[int | None, shown("N")] = None  # of a CPU
@@ -173,6 +174,7 @@ def _sampling(options: Options, world: World, steps: int, chunk: int) -> Samplin
 
 def _about(options: Options, name: str, setup: Setup, frame: tuple[int, int]) -> dict[str, Any]:
     model, cuda = setup.world.model, setup.device.type == "cuda"
+    said = {name: value for name, value in asdict(options).items() if name != "out"}
     return {
         "world": name,
         "device": torch.cuda.get_device_name(setup.device) if cuda else "CPU",
@@ -183,17 +185,19 @@ def _about(options: Options, name: str, setup: Setup, frame: tuple[int, int]) ->
         "latents": list(setup.size),
         "window": setup.how.window,
         "sink": setup.how.sink,
-        "options": {key: str(each) if isinstance(each, Path) else each for key, each in asdict(options).items()},
+        "options": {name: str(value) if isinstance(value, Path) else value for name, value in said.items()},
     }
 
 
 def _measured(options: Options, setups: Sequence[Setup], trial: Trial, console: Console) -> dict[str, Any]:
     """Every part, one after another; within each, everything takes turns."""
     device, decode = setups[0].device, options.decode
-    recorder = on_cuda() if options.graphs else None
+    recorder, world = on_cuda() if options.graphs else None, setups[0].world
+    swift = replace(world, model=compiled(world.model)) if options.compile else None
+    more = speed.More(decode, recorder, swift)
     first = [each if decode else replace(each, decoder=lambda: UNSEEN) for each in setups]
     first = [each for each in first if each.how.chunk == options.chunk[0]]
-    turns = len(setups) * speed.turns(trial, decode=decode, recorded=options.graphs)
+    turns = len(setups) * speed.turns(trial, more)
     turns += options.rounds * len(first) * (len({1, *options.sessions}) + len(service.POLICIES))
     results: dict[str, Any] = {"peak MB": {}}
 
@@ -206,7 +210,7 @@ def _measured(options: Options, setups: Sequence[Setup], trial: Trial, console: 
     with Bar("measuring", "turns", console) as bar:
         made = itertools.count(1)
         trial = replace(trial, tick=lambda whose: bar.show(next(made), turns, whose))
-        part("speed", lambda: [speed.speed(each, trial, decode=decode, recorder=recorder) for each in setups])
+        part("speed", lambda: [speed.speed(each, trial, more) for each in setups])
         paced = [(each, options.fps or _half(each, results["speed"])) for each in first]
         part("latency", lambda: service.latency(paced, trial, recorder))
         shared = partial(service.sharing, batch=options.batch, policy=options.policy, recorder=recorder)
@@ -237,7 +241,9 @@ def _show(results: Mapping[str, Any], device: str, console: Console) -> None:
     for title, part, columns in TABLES:
         rows = [_flat({name: row[name] for name in columns.split()}) for row in {**results, **soaked}[part]]
         if rows:
-            table = Table(*rows[0], box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+            leaves = [name.rpartition("\n")[2] for name in rows[0]]
+            heads = leaves if len({*leaves}) == len(leaves) else [*rows[0]]
+            table = Table(*heads, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
             for column in table.columns:
                 column.justify, column.no_wrap = "right", True
             for row in rows:

@@ -4,12 +4,14 @@ A stream whose window is full makes passes of two or three shapes, each reading 
 again: the chunk alone, merged with the one before, and settling.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from forcing.backbones import Network, attention, tiny, wan
 from forcing.cond import Cond
 from forcing.engine.passes import Model
 from forcing.layout import Abreast, Cache, Layout
@@ -18,6 +20,24 @@ from forcing.shapes import Latents, Sigma
 
 Recorder = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
 _WARM = 3  # runs before recording, in which libraries make up their minds
+
+
+def compiled(model: Network) -> Network:
+    """A copy of a model whose blocks' kernels torch.compile makes; on a CPU that needs a C++ compiler.
+
+    Attention stays as it is: it reads and writes a past by rules that no compiler sees.
+    """
+    import torch._dynamo  # seconds, for those who compile
+
+    known = torch._dynamo.config
+    known.recompile_limit = max(known.recompile_limit, 8 * len(model.blocks))  # each layer, in each shape of pass
+    opaque = torch.compiler.disable(attention.attend)
+    for module in (tiny, wan):
+        module.attend = opaque
+    model = copy.deepcopy(model)
+    for block in model.blocks:
+        block.compile(dynamic=False)
+    return model
 
 
 def on_cuda() -> Recorder:

@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from itertools import count
 
 import torch
@@ -19,31 +19,49 @@ from forcing.engine.passes import run
 from forcing.engine.session import Session, Setup
 from forcing.engine.stream import ALL, Savings
 from forcing.flow import randn
+from forcing.world import World
 
-PLAIN, ENGINE, GRAPHS, DECODED, PRODUCT = "plain", "engine", "graphs", "decoded", "product"
+PLAIN, ENGINE, GRAPHS, COMPILED, DECODED = "plain", "engine", "graphs", "compiled", "decoded"
+PRODUCT, FASTER = "product", (ENGINE, GRAPHS, COMPILED, DECODED)
 SAVINGS = (*(each.name for each in fields(Savings)), "ring")
 SIDE = {"cpu": 1024, "cuda": 8192}  # of the matrices whose product shows what the machine can do
 
 Chunk = Callable[[], object]  # makes the next chunk
 
 
-def turns(trial: Trial, *, decode: bool, recorded: bool = False) -> int:
+@dataclass(frozen=True)
+class More:
+    """What is measured beside the engine as it is. decode: with pictures. recorder: with passes that are replayed.
+
+    compiled: the same world, its model compiled.
+    """
+
+    decode: bool = True
+    recorder: Recorder | None = None
+    compiled: World | None = None
+
+    @property
+    def count(self) -> int:
+        return self.decode + (self.recorder is not None) + (self.compiled is not None)
+
+
+def turns(trial: Trial, more: More) -> int:
     """How often `speed` ticks."""
-    return trial.rounds * (len(SAVINGS) + 3 + decode + recorded)
+    return trial.rounds * (len(SAVINGS) + 3 + more.count)
 
 
 @torch.no_grad()
-def speed(setup: Setup, trial: Trial, *, decode: bool, recorder: Recorder | None = None) -> Row:
+def speed(setup: Setup, trial: Trial, more: More) -> Row:
     """What a latent frame costs in the steady state.
 
-    decode: also with pictures. recorder: also with passes that are replayed. Of the row, passes are a chunk's; ratio:
-    frames a second over the plain loop's; without: those of the engine with one saving less over those of the whole
-    one; GFLOP and ms: of a frame; share: of what a large matrix product reaches here; MB: of a session.
+    Of the row, passes are a chunk's; ratio: frames a second over the plain loop's; without: those of the engine with
+    one saving less over those of the whole one; GFLOP and ms: of a frame; share: of what a large matrix product reaches
+    here; MB: of a session.
     """
     how, device, chunks = setup.how, setup.device, trial.chunks(setup)
     frames = chunks * how.chunk
     session = started(replace(setup, decoder=lambda: UNSEEN), trial)
-    makers = {PLAIN: plainly(setup, trial), ENGINE: session.next, **_others(setup, trial, session, decode, recorder)}
+    makers = {PLAIN: plainly(setup, trial), ENGINE: session.next, **_others(setup, trial, session, more)}
     passes = {name: _passes(setup, makers[name]) for name in (PLAIN, ENGINE)}
     operations = _operations(session.next, device) / how.chunk
     rng = seeded(trial.seed, "product", device=str(device))
@@ -54,7 +72,7 @@ def speed(setup: Setup, trial: Trial, *, decode: bool, recorder: Recorder | None
     return {
         "steps": len(how.plan.rest),
         "chunk": how.chunk,
-        "ratio": {name: ratio(took[PLAIN], took[name]) for name in (ENGINE, GRAPHS, DECODED) if name in took},
+        "ratio": {name: ratio(took[PLAIN], took[name]) for name in FASTER if name in took},
         "without": {name: ratio(took[ENGINE], took[name]) for name in SAVINGS},
         "passes": passes,
         "GFLOP": operations / 1e9,
@@ -65,15 +83,17 @@ def speed(setup: Setup, trial: Trial, *, decode: bool, recorder: Recorder | None
     }
 
 
-def _others(setup: Setup, trial: Trial, like: Session, decode: bool, recorder: Recorder | None) -> dict[str, Chunk]:
+def _others(setup: Setup, trial: Trial, like: Session, more: More) -> dict[str, Chunk]:
     """The engine `like` with less, and with more."""
     blind, made = like.setup, dict[str, Chunk]()
     for name in SAVINGS:
         less = replace(blind, savings=without(name))
         made[name] = started(less, trial, like, ring=name != "ring").next
-    if recorder is not None:
-        made[GRAPHS] = _recorded(started(blind, trial, like), recorder)
-    if decode:
+    if more.recorder is not None:
+        made[GRAPHS] = _recorded(started(blind, trial, like), more.recorder)
+    if more.compiled is not None:
+        made[COMPILED] = started(replace(blind, world=more.compiled), trial, like).next
+    if more.decode:
         shows = started(setup, trial, like)
         made[DECODED] = lambda: shows.next().pictures
     return made
