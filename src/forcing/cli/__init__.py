@@ -31,6 +31,7 @@ COMMANDS = {
     "generate": "make clips from prompts and keys, or with Wan from prompts, images and videos",
     "eval": "measure every stage against the world itself",
     "report": "one HTML page: table, curves, clips of every stage",
+    "play": "a world in the browser, for one or many",
     "encode": "a folder of videos with captions into latents to train Wan on",
     "convert": "weights of Wan between the names that people use",
     "fixture": "a complete tiny Wan with tiny videos, to try every command on in seconds",

@@ -39,6 +39,7 @@ def run(args: Sequence[str], console: Console) -> int:
     console.print(
         f"\ndone in {pipeline.duration(time.monotonic() - began)}. Look at {page.resolve()}\n\n"
         "Next:\n"
+        f"  forcing play {folder}    # in the browser: hold a key, change the prompt, beside the real environment\n"
         f'  forcing generate --run {folder} --prompt "four rooms" --actions "forward*3,left,forward*2,right"\n'
         f'  forcing generate --run {folder} --prompt "multi room" --at 24 "lava crossing" --policy random --show-keys\n'
         f"  forcing generate --run {folder} --recipe ar --steps 2    # the teacher, at as few steps as the student\n"

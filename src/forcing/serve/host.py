@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from forcing.envs.gym import Env, open_envs
 from forcing.kit import SmallKit
 from forcing.recipes import rooms, wan
 from forcing.serve import orders, wire
+from forcing.train.compute import place
 from forcing.world import World
 
 BEAT, SAVE = 0.2, 1.0  # seconds between signs of life, and between what a session can be saved by
@@ -42,7 +43,9 @@ IDLE = "wait"  # the key that stands for none, where a world has it
 
 @dataclass(frozen=True)
 class Options:
-    """world: its folder. reality: name of the environment that it imitates, "" for none. fps: pictures a second.
+    """world: its folder. name: what viewers are told that it is. fps: pictures a second.
+
+    reality: name of the environment that the world imitates, "" for none.
 
     sessions, rings, batch: see `Engine`. frame: (height, width) of pictures; None for what the world was made for.
     """
@@ -56,6 +59,7 @@ class Options:
     frame: tuple[int, int] | None = None
     reality: str = ""
     threads: int | None = None
+    name: str = ""
 
 
 def main(connection: Connection, options: Mapping[str, Any]) -> None:
@@ -63,6 +67,7 @@ def main(connection: Connection, options: Mapping[str, Any]) -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the gateway decides when to leave
     given = Options(**options)
+    given = replace(given, device=place(given.device))
     if given.threads is not None:
         torch.set_num_threads(given.threads)
     world = World.load(Path(given.world), device=given.device)
@@ -159,7 +164,7 @@ class Host:
         world, setup = self.world, self.engine.setup
         height, width = self.options.frame or world.kit.frame
         return wire.World(
-            name=world.recipe.name,
+            name=self.options.name or world.recipe.name,
             prompts=list(world.kit.text.prompts) if isinstance(world.kit, SmallKit) else [],
             keys=list(world.keys.names),
             width=width,
