@@ -32,6 +32,7 @@ ORDER = (
     ("train",),
     ("pipeline",),
     ("recipes",),
+    ("serve",),
     ("cli",),
     ("__main__",),
 )

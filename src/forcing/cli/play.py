@@ -45,6 +45,9 @@ class Options:
     origin: tuple[str, ...] = ()  # other pages that may connect, such as https://example.org
     logs: Annotated[Path | None, shown("DIR")] = None  # keep each session's controls, for forcing replay
     in_process: bool = False  # the engine as a thread, for debugging
+    ray: Annotated[str | None, shown("ADDRESS")] = None  # workers in a Ray cluster: its address, or "local"
+    workers: tuple[int, int] = (1, 1)  # there: at least and at most; more are added while places are short
+    gpus: float = 0.0  # that each of them takes
 
 
 def run(args: Sequence[str], console: Console) -> int:
@@ -75,6 +78,11 @@ def run(args: Sequence[str], console: Console) -> int:
         if options.browser:
             threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 
+    if options.ray is not None:
+        from forcing.serve import placement
+
+        least, most = options.workers
+        return placement.run(options.ray, serving, placement.Plan(least, most, gpus=options.gpus), said)
     return gateway.run(serving, engine, said)
 
 

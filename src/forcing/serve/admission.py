@@ -1,0 +1,204 @@
+"""Who may come in, who waits, which engine serves whom, and when a session is over."""
+
+import secrets
+import time
+from collections.abc import Callable
+
+from forcing.serve import orders, wire
+from forcing.serve.journal import Journal
+from forcing.serve.limits import Shelf
+from forcing.serve.metrics import Metrics
+from forcing.serve.options import Options
+from forcing.serve.supervisor import Engine
+from forcing.serve.visit import Visit
+
+MIB = 1 << 20
+KEPT_S = 600.0  # images and films
+WARN_S = 30.0  # before a session is over
+MOST_LOSSES = 3  # engines that a session may lose one after another; it may be the reason
+
+
+class Full(Exception):
+    """No session can be begun now. retry_s: when to ask again."""
+
+    def __init__(self, message: str, retry_s: int) -> None:
+        super().__init__(message)
+        self.retry_s = retry_s
+
+
+class Desk:
+    """All sessions of a gateway. engines: where they can be served."""
+
+    def __init__(self, options: Options, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
+        self.options, self.metrics, self.clock = options, metrics, clock
+        self.engines: list[Engine] = []
+        self.visits: dict[int, Visit] = {}
+        self.tickets: dict[str, Visit] = {}
+        self.images, self.films = Shelf(128 * MIB, KEPT_S, clock), Shelf(256 * MIB, KEPT_S, clock)
+        self.draining = False
+        self.world: wire.World | None = None
+        self.name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+        self._number, self._turn, self._freed_at = 0, 10.0, clock()
+
+    @property
+    def queue(self) -> list[Visit]:
+        """Who waits, the first one first."""
+        return [visit for visit in self.visits.values() if visit.state == "queued"]
+
+    def enter(self) -> Visit:
+        """A new session, which is queued if it cannot be served at once. Full where even the queue is."""
+        broken = [engine.why for engine in self.engines if engine.state == "broken"]
+        if self.draining:
+            raise Full("the gateway stops: nothing new is begun", 30)
+        if len(broken) == len(self.engines):
+            raise Full(f"no engine works: {broken[0]}", 60)
+        if len(self.queue) >= self.options.queue + sum(engine.free for engine in self.engines):
+            raise Full(f"{len(self.queue)} are waiting already", max(1, round(self.eta(len(self.queue)))))
+        visit = self._new()
+        self.place()
+        return visit
+
+    def position(self, visit: Visit) -> int:
+        """In the queue, from 1; 0 for who is served."""
+        return self.queue.index(visit) + 1 if visit.state == "queued" else 0
+
+    def eta(self, position: int) -> float:
+        """Seconds until it is the turn of a position, going by those before."""
+        return round(position * self._turn, 1)
+
+    def place(self) -> None:
+        """Serve who waits, as far as there is room: first those who lost their engine."""
+        waiting = [visit for visit in self.visits.values() if visit.engine is None]
+        for visit in sorted(waiting, key=lambda visit: (visit.state == "queued", visit.number)):
+            engine = max(self.engines, key=lambda engine: engine.free)
+            if not engine.free:
+                return
+            self._seat(visit, engine)
+
+    def start(self, visit: Visit) -> None:
+        """Begin, begin anew, or go on from what was saved, as a new generation."""
+        begun, saved = visit.begun, visit.saved
+        visit.anew()
+        if begun is None or visit.engine is None:
+            return
+        data = None if saved is None else saved.data
+        image = visit.image if saved is None else None
+        visit.journal.note(
+            "open",
+            generation=visit.generation,
+            prompt=visit.prompt,
+            seed=begun.seed,
+            steps=begun.steps,
+            image=visit.journal.image(image),
+            reality=begun.reality,
+            resumed=saved is not None,
+        )
+        numbers = (visit.number, visit.generation, visit.prompt, begun.seed, begun.steps)
+        visit.say(orders.Open(*numbers, image, data, begun.reality))
+        for _, ask in visit.asks.values():
+            visit.say(ask)
+        if visit.held:
+            self.press(visit, visit.event, visit.held, [])
+        if visit.paused:
+            visit.say(orders.Pause(visit.number, True))
+
+    def press(self, visit: Visit, event: int, held: list[str], tapped: list[str]) -> None:
+        visit.event, visit.held = event, held
+        visit.journal.note("press", event=event, held=held, tapped=tapped)
+        visit.say(orders.Press(visit.number, event, held, tapped))
+
+    def fork(self, visit: Visit) -> Visit | None:
+        """A session that goes on from where this one is, or None where its engine has no room."""
+        engine = visit.engine
+        if engine is None or not engine.free or self.draining:
+            return None
+        other = self._new()
+        other.begun, other.image, other.prompt, other.saved = visit.begun, visit.image, visit.prompt, visit.saved
+        other.generation = visit.generation
+        other.journal.note("fork", of=visit.name, generation=visit.generation)
+        visit.journal.note("forked", to=other.name)
+        self._seat(other, engine, opened=True)
+        engine.say(orders.Fork(visit.number, other.number))
+        return other
+
+    def lost(self, engine: Engine) -> None:
+        """An engine is gone: its sessions go on where there is room, or when it is back."""
+        now, numbers = self.clock(), sorted(engine.taken)
+        engine.taken.clear()
+        for visit in [self.visits[number] for number in numbers]:
+            visit.engine, visit.filming = None, None
+            visit.losses = visit.losses + 1 if now - visit.placed_at < self.options.steady_s else 1
+            if visit.losses >= MOST_LOSSES:
+                self.fail(visit, "engine", f"{visit.losses} engines were lost one after another: {engine.why}")
+            elif visit.begun is not None:
+                visit.stands("recovering", f"the engine is started again ({engine.why})")
+        if all(each.state == "broken" for each in self.engines):
+            for visit in list(self.visits.values()):
+                self.fail(visit, "engine", f"no engine works: {engine.why}")
+        self.place()
+
+    def fail(self, visit: Visit, code: wire.Code, message: str, close: int = wire.FAILED) -> None:
+        """Close a session, telling why."""
+        visit.tell(wire.Wrong(code, message, retryable=code in ("busy", "engine")))
+        self.close(visit, close, message)
+
+    def close(self, visit: Visit, code: int, reason: str) -> None:
+        """A session is over; nothing happens if it is already."""
+        if visit.state == "closed":
+            return
+        visit.stands("closed", reason)
+        visit.journal.note("end", reason=reason)
+        visit.journal.end()
+        self.visits.pop(visit.number)
+        self.tickets.pop(visit.ticket, None)
+        self.tickets.pop(visit.resume, None)
+        if visit.engine is not None:
+            visit.say(orders.Close(visit.number))
+            visit.engine.taken.discard(visit.number)
+            now = self.clock()
+            self._turn, self._freed_at = 0.8 * self._turn + 0.2 * min(600.0, now - self._freed_at), now
+        visit.engine = None
+        if visit.tether is not None:
+            visit.tether.leave(code, reason[:100])
+        self.place()
+
+    def tick(self) -> None:
+        """End leases that are over, and warn of those that soon will be."""
+        now, options = self.clock(), self.options
+        for visit in list(self.visits.values()):
+            if visit.tether is None:
+                limit = options.detach_s if visit.greeted else options.ticket_s
+                if now - visit.touched > limit:
+                    self.fail(visit, "expired", f"nobody came for {limit:g} s")
+                continue
+            idle, life = now - visit.used_at - options.idle_s, now - visit.born - options.lifetime_s
+            why = f"{options.idle_s:g} s without a control" if idle > life else f"{options.lifetime_s:g} s in all"
+            left, soon = -max(idle, life), min(WARN_S, options.idle_s / 2, options.lifetime_s / 2)
+            if left <= 0:
+                self.fail(visit, "expired", f"the session has ended: {why}", wire.NORMAL)
+            elif left <= soon and not visit.warned:
+                visit.tell(wire.Warned(f"the session ends in {left:.0f} s, after {why}"))
+            visit.warned = left <= soon
+        self.images.sweep()
+        self.films.sweep()
+
+    def _new(self) -> Visit:
+        self._number += 1
+        name = f"{self.name}-{self._number}"
+        visit = Visit(self._number, name, self.clock(), Journal(self.options.logs, name))
+        self.visits[visit.number] = self.tickets[visit.ticket] = self.tickets[visit.resume] = visit
+        return visit
+
+    def _seat(self, visit: Visit, engine: Engine, *, opened: bool = False) -> None:
+        now = self.clock()
+        engine.taken.add(visit.number)
+        visit.engine, visit.placed_at = engine, now
+        if visit.state == "queued":
+            self.metrics.queued.observe(now - visit.born)
+            visit.state = "starting"
+            visit.born = visit.touched = visit.used_at = now
+        if visit.begun is not None and not opened:
+            if visit.saved is None and visit.shown:
+                visit.tell(wire.Warned("the session was lost with its engine, and begins anew"))
+            self.start(visit)
+            visit.stands("paused" if visit.paused else "recovering")
