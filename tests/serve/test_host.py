@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from forcing.cli.play import plans_of
 from forcing.engine.session import Session, Setup, Told
 from forcing.envs.gym import replay
 from forcing.serve import host, orders, wire
@@ -25,7 +26,7 @@ class Hosted:
     def __init__(self, **options) -> None:
         self.pipe, other = multiprocessing.Pipe()
         given = {"world": str(SHIPPED), "fps": 200.0, "reality": "rooms", **options}
-        self.thread = threading.Thread(target=host.main, args=(other, given), daemon=True)
+        self.thread = threading.Thread(target=host.main, args=(other, given, plans_of), daemon=True)
         self.thread.start()
         self.said: list = []
         self.ready = self.until(orders.Ready)

@@ -6,15 +6,21 @@ import json
 import os
 import threading
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
 
 from forcing.cli.options import read, shown, size
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+    from forcing.rollout import Plan
+    from forcing.world import World
 
 SHIPPED = Path(__file__).resolve().parent.parent / "shipped" / "rooms"
 FAVOURITES = ("dmd-2step", "dmd-4step", "dmd-1step", "cd", "ar")
@@ -56,7 +62,7 @@ def run(args: Sequence[str], console: Console) -> int:
     home = home_of(options.run, options.recipe)
     told = engine_of(home, options)
     try:
-        from forcing.serve import engine, gateway
+        from forcing.serve import gateway
         from forcing.serve.options import Options as Serving
     except ModuleNotFoundError as missing:
         raise ValueError(f'{missing.name} is not installed: pip install "forcing[serve]"') from missing
@@ -82,8 +88,25 @@ def run(args: Sequence[str], console: Console) -> int:
         from forcing.serve import placement
 
         least, most = options.workers
-        return placement.run(options.ray, serving, placement.Plan(least, most, gpus=options.gpus), said)
+        return placement.run(options.ray, serving, placement.Plan(least, most, gpus=options.gpus), engine, said)
     return gateway.run(serving, engine, said)
+
+
+def engine(connection: Connection, told: dict[str, Any]) -> None:
+    """The real engine, for a process of its own: torch is loaded there, and not by the gateway."""
+    from forcing.serve import host
+
+    host.main(connection, told, plans_of)
+
+
+def plans_of(world: World) -> Mapping[int, Plan]:
+    """By passes a frame, how this world can be sampled: as few-step students are, if it is one."""
+    from forcing.backbones.wan import WanConfig
+    from forcing.recipes import rooms, wan
+
+    if not world.recipe.sampling.plan.fresh:
+        return {}
+    return wan.PLANS if isinstance(world.recipe.backbone, WanConfig) else rooms.PLANS
 
 
 def home_of(run: Path | None, recipe: str | None) -> Path:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,6 @@ import torch
 from PIL import Image, ImageOps
 
 from forcing import media
-from forcing.backbones.tiny import TinyConfig
 from forcing.codecs import Pixels
 from forcing.engine.graphs import on_cuda
 from forcing.engine.saved import dumps, loads
@@ -29,7 +29,7 @@ from forcing.engine.schedule import Engine
 from forcing.engine.session import Session, Setup, Shown, Told
 from forcing.envs.gym import Env, open_envs
 from forcing.kit import SmallKit
-from forcing.recipes import rooms, wan
+from forcing.rollout import Plan
 from forcing.serve import orders, wire
 from forcing.train.compute import place
 from forcing.world import World
@@ -62,8 +62,12 @@ class Options:
     name: str = ""
 
 
-def main(connection: Connection, options: Mapping[str, Any]) -> None:
-    """Serve until told to stop, or until nobody listens."""
+def main(
+    connection: Connection,
+    options: Mapping[str, Any],
+    plans: Callable[[World], Mapping[int, Plan]] = lambda _: {},
+) -> None:
+    """Serve until told to stop, or until nobody listens. plans: by passes a frame, what viewers may choose from."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the gateway decides when to leave
     given = Options(**options)
@@ -71,7 +75,7 @@ def main(connection: Connection, options: Mapping[str, Any]) -> None:
     if given.threads is not None:
         torch.set_num_threads(given.threads)
     world = World.load(Path(given.world), device=given.device)
-    Host(connection, given, world).run()
+    Host(connection, given, world, plans(world)).run()
 
 
 @dataclass(eq=False)
@@ -127,8 +131,10 @@ class Viewer:
 class Host:
     """The engine, its viewers, and the pipe."""
 
-    def __init__(self, connection: Connection, options: Options, world: World) -> None:
-        self.connection, self.options, self.world = connection, options, world
+    def __init__(
+        self, connection: Connection, options: Options, world: World, plans: Mapping[int, Plan] = MappingProxyType({})
+    ) -> None:
+        self.connection, self.options, self.world, self.plans = connection, options, world, plans
         setup = Setup.of(world, frame=options.frame)
         on_gpu = torch.device(options.device).type == "cuda"
         self.engine = Engine(
@@ -139,9 +145,6 @@ class Host:
             fps=options.fps,
             recorder=on_cuda() if on_gpu else None,
         )
-        own = world.recipe.sampling.plan
-        small = isinstance(world.recipe.backbone, TinyConfig)
-        self.plans = (rooms.PLANS if small else wan.PLANS) if own.fresh else {}
         self.viewers: dict[int, Viewer] = {}
         self.sessions: dict[int, Session] = {}
         self.progress, self.pass_ms, self._beaten = 0, 0.0, 0.0
@@ -203,7 +206,7 @@ class Host:
             elif number in self.sessions:
                 self._steer(order, self.sessions[number], self.viewers[number])
         except Exception as wrong:
-            event = getattr(order, "event", None)
+            event = order.event if isinstance(order, orders.Ask | orders.Press) else None
             code = "bad_prompt" if isinstance(order, orders.Ask) else "failed"
             if isinstance(order, orders.Open) or number not in self.sessions:
                 self._close(number)

@@ -45,6 +45,8 @@ class Press(Order, frozen=True):
 
 
 class Grant(Order, frozen=True):
+    """So many more chunks may be made; a session that was opened, or has gone back, has been granted nothing yet."""
+
     session: int
     chunks: int
 
@@ -55,13 +57,18 @@ class Pause(Order, frozen=True):
 
 
 class Back(Order, frozen=True):
+    """Go back to before latent frame `frame`. The generation is taken, and grants are void, even where it is refused."""
+
     session: int
     generation: int
     frame: int
 
 
 class Fork(Order, frozen=True):
-    """Session `other` begins where `session` stands; it is granted nothing yet."""
+    """Session `other` begins where `session` stands, in the same generation; it is granted nothing yet.
+
+    Where that cannot be, `other` has failed.
+    """
 
     session: int
     other: int
@@ -154,7 +161,7 @@ class Refused(Report, frozen=True):
 
 
 class Failed(Report, frozen=True):
-    """A session that is over."""
+    """A session that is over. code: "busy" where there was no memory for it; fewer are then served at once."""
 
     session: int
     message: str

@@ -18,7 +18,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from forcing.serve import engine
 from forcing.serve.gateway import Server, serve
 from forcing.serve.options import Options
 from forcing.serve.supervisor import Target
@@ -51,7 +50,7 @@ class Plan:
 class Worker:
     """A gateway on whichever machine this is. It is a Ray actor: restarted where its process or machine dies."""
 
-    def __init__(self, options: Options, target: Target = engine) -> None:
+    def __init__(self, options: Options, target: Target) -> None:
         self.options, self.target = replace(options, port=0), target
         self.address = ""
         self.server: Server | None = None
@@ -99,7 +98,7 @@ class Placed:
 class Placement:
     """Workers in a Ray cluster, as many as are needed."""
 
-    def __init__(self, ray: Any, options: Options, plan: Plan, target: Target = engine) -> None:
+    def __init__(self, ray: Any, options: Options, plan: Plan, target: Target) -> None:
         self.ray, self.options, self.plan, self.target = ray, options, plan, target
         self.workers: list[Placed] = []
         self._actor = ray.remote(Worker)
@@ -167,7 +166,7 @@ def app(placement: Placement) -> Starlette:
     return Starlette(routes=[Route("/", send), Route("/readyz", ready), Route("/healthz", alive)])
 
 
-def run(address: str, options: Options, plan: Plan, said: Callable[[str], None]) -> int:
+def run(address: str, options: Options, plan: Plan, target: Target, said: Callable[[str], None]) -> int:
     """Serve from a Ray cluster until told to stop. address: of the cluster; "local" for one on this machine alone."""
     try:
         import ray
@@ -175,7 +174,7 @@ def run(address: str, options: Options, plan: Plan, said: Callable[[str], None])
         raise ValueError('Ray is not installed: pip install "forcing[ray]"') from missing
     where: dict[str, Any] = {"include_dashboard": False} if address == "local" else {"address": address}
     ray.init(**where, log_to_driver=False, configure_logging=False)
-    placement, over = Placement(ray, options, plan), threading.Event()
+    placement, over = Placement(ray, options, plan, target), threading.Event()
 
     def watch() -> None:
         while not over.is_set():

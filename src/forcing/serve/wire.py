@@ -63,7 +63,10 @@ class Press(Said, frozen=True, tag="keys"):
 
 
 class Grant(Said, frozen=True, tag="grant"):
-    """The browser is ready for so many more chunks. frame: the newest that it has shown, and its age then."""
+    """The browser is ready for so many more chunks. frame: the newest that it has shown, and its age then.
+
+    A new generation, and a new socket, have been granted nothing: the window is granted again when they are told of.
+    """
 
     chunks: Annotated[int, msgspec.Meta(ge=0, le=8)]
     frame: Id | None = None
