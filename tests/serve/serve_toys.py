@@ -155,10 +155,11 @@ class Viewer:
     async def look(self, count=1):
         """The marks of so many pictures more."""
         seen = []
-        while len(seen) < count:
-            message = await self.hear()
-            if not isinstance(message, dict):
-                seen.append(message[1])
+        async with asyncio.timeout(SOON):
+            while len(seen) < count:
+                message = await self.hear()
+                if not isinstance(message, dict):
+                    seen.append(message[1])
         return seen
 
     async def begin(self, **fields):

@@ -226,11 +226,14 @@ class Host:
             case orders.Pause():
                 self.engine.pause(session, order.on)
             case orders.Back():
-                starts = [chunk.frame for chunk in session.history if chunk.frame <= order.frame]
-                self.engine.back(session, starts[-1] if starts else order.frame)  # any frame of a chunk means it
-                self.engine.credit(session, None)
-                self.engine.credit(session, 0)
                 viewer.generation = order.generation
+                self.engine.credit(session, None)  # what was granted before is void
+                self.engine.credit(session, 0)
+                starts = [chunk.frame for chunk in session.history if chunk.frame <= order.frame]
+                if order.frame < session.frame and starts:
+                    self.engine.back(session, starts[-1])  # any frame of a chunk means it
+                else:
+                    self.engine.back(session, order.frame)  # which says what there is
                 last = session.history.last
                 viewer.prompt, viewer.env = viewer.prompt if last is None else last.prompt, None
             case orders.Film():

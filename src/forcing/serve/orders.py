@@ -57,7 +57,7 @@ class Pause(Order, frozen=True):
 
 
 class Back(Order, frozen=True):
-    """Go back to before latent frame `frame`. The generation is taken, and grants are void, even where it is refused."""
+    """Go back to before latent frame `frame`. Also where that is refused, the generation is taken, and grants are void."""
 
     session: int
     generation: int
