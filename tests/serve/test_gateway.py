@@ -16,13 +16,15 @@ from starlette.websockets import WebSocket
 
 from forcing.serve import mock, orders, static, wire
 from forcing.serve.admission import Desk
-from forcing.serve.gateway import MOST_UPLOAD, repainted
+from forcing.serve.gateway import MOST_UPLOAD, repainted, run
 from forcing.serve.journal import Journal
 from forcing.serve.limits import Bucket, Shelf, Strikes
 from forcing.serve.line import Line
 from forcing.serve.metrics import Metrics
 from forcing.serve.options import Options
 from forcing.serve.visit import Visit
+
+pytestmark = pytest.mark.timeout(60)
 
 
 @pytest.fixture(scope="module")
@@ -490,6 +492,25 @@ def test_the_journal_says_all_that_made_a_session(tmp_path):
         assert [line["event"] for line in logged if line["latent"] == mark.frame] == [mark.event]
         if mark.generation == 1:
             assert (mark.prompt == zlib.crc32(b"b")) == (mark.frame >= applied["frame"])
+
+
+def test_a_full_disk_ends_the_journal_and_not_the_session(tmp_path):
+    journal = Journal(tmp_path, "one")
+    journal.file.close()
+    journal.file = open("/dev/full", "wb")  # noqa: PTH123, SIM115
+    full = journal.file
+    journal.note("chunk", latent=1)
+    journal.note("chunk", latent=2)
+    journal.end()
+    assert not [*tmp_path.glob("*.jsonl")]
+    with pytest.raises(OSError):
+        full.close()
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        run(Options(port=0, logs=tmp_path / "file"), mock.main)
 
 
 # ---- small parts

@@ -161,7 +161,8 @@ def test_it_begins_anew_goes_back_and_forks(hosted):
     one.tell(orders.Fork(1, 10), orders.Close(1), orders.Grant(10, 1))
     assert one.frames(10, 1)[0].latent == 4
     one.tell(orders.Open(2, 1, None, 0), orders.Back(2, 2, 77))
-    assert "frame 77" in one.until(orders.Refused).message
+    refused = one.until(orders.Refused)
+    assert refused.code == "not_kept" and "frame 77" in refused.message
 
 
 def test_it_goes_on_from_an_image(hosted):
@@ -231,7 +232,7 @@ def test_a_session_that_fails_is_alone(hosted, monkeypatch):
     one.tell(orders.Open(1, 1, "four rooms", 5), orders.Open(2, 1, "four rooms", 6))
     one.tell(orders.Grant(1, 6), orders.Grant(2, 6))
     failed = one.until(orders.Failed)
-    assert failed.session == 2 and "no room" in failed.message
+    assert (failed.session, failed.code) == (2, "busy") and "no room" in failed.message
     for made, expected in zip(one.frames(1, 6), plainly("four rooms", ["wait"] * 6, 5), strict=True):
         assert np.array_equal(picture(made.images[0]), expected)
 

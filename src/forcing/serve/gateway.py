@@ -25,6 +25,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
+from forcing import files
 from forcing.serve import exchange, static, wire
 from forcing.serve.admission import Desk, Full
 from forcing.serve.line import Line
@@ -344,8 +345,10 @@ async def serve(
 ) -> None:
     """Serve until told to stop. target: the main function of an engine. said: is told the address; begun: the server.
 
-    OSError, naming it, for an address that cannot be had.
+    OSError, naming it, for an address that cannot be had or a folder that cannot be written to.
     """
+    if options.logs is not None:
+        files.probe(options.logs / "journal")
     gateway = Gateway(options, target)
     server = Server(gateway)
     server.loop = asyncio.get_running_loop()

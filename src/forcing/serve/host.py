@@ -207,7 +207,7 @@ class Host:
                 self._steer(order, self.sessions[number], self.viewers[number])
         except Exception as wrong:
             event = order.event if isinstance(order, orders.Ask | orders.Press) else None
-            code = "bad_prompt" if isinstance(order, orders.Ask) else "failed"
+            code = {orders.Ask: "bad_prompt", orders.Back: "not_kept"}.get(type(order), "failed")
             if isinstance(order, orders.Open) or number not in self.sessions:
                 self._close(number)
                 self._say(orders.Failed(number, _told(wrong), "busy" if isinstance(wrong, RuntimeError) else code))
@@ -255,7 +255,7 @@ class Host:
             viewer.env, start = self._environment(order, start)
         self._close(order.session)
         if order.saved is not None:
-            session = self.engine.take(loads(self.engine.setup.by(plan), viewer.listen, order.saved))
+            session = self.engine.adopt(loads(self.engine.setup.by(plan), viewer.listen, order.saved))
             last = session.history.last
             viewer.prompt = order.prompt if last is None else last.prompt
         else:
@@ -346,7 +346,8 @@ class Host:
         viewer = self.viewers.pop(number)
         if viewer.env is not None:
             viewer.env.close()
-        self._say(orders.Failed(number, _told(what)))
+        full = isinstance(what, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(what)
+        self._say(orders.Failed(number, _told(what), "busy" if full else "failed"))
 
     def _film(self, order: orders.Film, chunks: list[torch.Tensor]) -> None:
         try:

@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,14 @@ class Journal:
             self.file = files.draft_of(self.path).open("wb")
 
     def note(self, what: str, **said: Any) -> None:
-        if self.file is not None:
-            line = {"at": round(time.time(), 3), "what": what, **said}
+        if self.file is None:
+            return
+        line = {"at": round(time.time(), 3), "what": what, **said}
+        try:
             self.file.write(msgspec.json.encode(line) + b"\n")
             self.file.flush()  # of a gateway that is killed, the draft has all but the last line
+        except OSError:  # a full disk ends the journal, which stays a draft, and not the session
+            self.file = None
 
     def image(self, data: bytes | None) -> str | None:
         """The name of an image, which is written."""
@@ -40,7 +45,8 @@ class Journal:
             return None
         name = hashlib.sha256(data).hexdigest()
         if self.path is not None and not (path := self.path.parent / f"{name}.png").exists():
-            files.write(path, data)
+            with suppress(OSError):
+                files.write(path, data)
         return name
 
     def end(self) -> None:

@@ -57,7 +57,7 @@ class Pause(Order, frozen=True):
 
 
 class Back(Order, frozen=True):
-    """Go back to before latent frame `frame`. Also where that is refused, the generation is taken, and grants are void."""
+    """Go back to before latent frame `frame`. Where it is refused, too, the generation is taken and grants are void."""
 
     session: int
     generation: int
