@@ -223,10 +223,10 @@ def test_films(hosted):
 def test_a_session_that_fails_is_alone(hosted, monkeypatch):
     one, show = hosted(), Session._show
 
-    def sick(self, *args):
+    def sick(self, *args, **more):
         if self.seed == 6 and self.frame == 2:
             raise torch.OutOfMemoryError("no room for this frame")
-        return show(self, *args)
+        return show(self, *args, **more)
 
     monkeypatch.setattr(Session, "_show", sick)
     one.tell(orders.Open(1, 1, "four rooms", 5), orders.Open(2, 1, "four rooms", 6))
