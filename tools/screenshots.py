@@ -46,10 +46,10 @@ class Shot:
 
 
 SHOTS = {
-    "play-reality": Shot("prompt=lava+crossing&seed=2&reality=true", "forward forward right forward wait", DESK),
-    "play-dark": Shot("prompt=four+rooms&seed=24", "left forward forward right forward", DESK, "dark", "lava crossing"),
-    "play-phone": Shot("prompt=multi+room&seed=24", "left forward forward", PHONE, "light", "lava crossing"),
-    "play-phone-dark": Shot("prompt=lava+crossing&seed=24", "left forward forward", PHONE, "dark", "four rooms"),
+    "play-reality": Shot("prompt=lava+crossing&seed=15&reality=true", "forward forward", DESK),
+    "play-dark": Shot("prompt=four+rooms&seed=24", "left forward forward right wait", DESK, "dark", "lava crossing"),
+    "play-phone": Shot("prompt=lava+crossing&seed=31", "forward forward", PHONE),
+    "play-phone-dark": Shot("prompt=four+rooms&seed=22", "right forward", PHONE, "dark"),
 }
 
 
@@ -88,7 +88,7 @@ def walk(page: Page, shot: Shot) -> None:
         page.keyboard.press(ARROWS[key])
         more(page, 3)
     page.keyboard.down(ARROWS[last])
-    more(page, 3)
+    more(page, 2)
 
 
 def taken(browser: Browser, url: str, shot: Shot) -> bytes:

@@ -277,6 +277,18 @@ test("going back forgets what came after", () => {
   assert.equal(timeline.promptAt(9), "hills");
 });
 
+test("the timeline shows keys that were down between two pictures only", () => {
+  const timeline = new Timeline();
+  timeline.clear("hills");
+  timeline.pressed(1, { held: ["left"], tapped: [] });
+  timeline.showed({ frame: 0, latent: 0, event: 1 });
+  timeline.pressed(2, { held: ["left", "right"], tapped: [] });
+  timeline.pressed(3, { held: [], tapped: [] });
+  timeline.showed({ frame: 1, latent: 1, event: 3 });
+  timeline.showed({ frame: 2, latent: 2, event: 3 });
+  assert.deepEqual(timeline.columns.map(({ keys }) => keys), [["left"], ["right"], []]);
+});
+
 test("the timeline keeps so many pictures", () => {
   const timeline = new Timeline(4);
   for (let n = 0; n < 9; n += 1) timeline.showed({ frame: n, latent: n, event: 0 });
@@ -286,7 +298,7 @@ test("the timeline keeps so many pictures", () => {
 // ---- the rest
 
 test("every state has words, and says what to do where something can be done", () => {
-  const own = ["joining", "full", "away", "token", "connecting", "reconnecting", "error"];
+  const own = ["joining", "full", "away", "token", "connecting", "reconnecting", "gone", "error"];
   for (const name of [...own, ...STATES.filter((state) => state !== "detached")]) {
     const said = describe(name, { wait: 1500, position: 3, eta: 20, tries: 1, message: "because" });
     assert.ok(said.status, name);

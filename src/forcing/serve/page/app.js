@@ -33,6 +33,7 @@ let player = null;
 let bound = {};
 let shown = null; // the picture on screen
 let painting = false;
+let leaving = false; // the gateway said that it stops
 let wake = () => {};
 let shownRate = new Rate();
 let reactions = new Reactions();
@@ -111,6 +112,7 @@ function connect({ ticket, url }) {
 function up(ready) {
   stats.session = ready.session;
   stats.generation = null;
+  leaving = false;
   world = ready.world;
   describeWorld();
   forgetWaiting();
@@ -122,7 +124,7 @@ function down(wait) {
   keys.release();
   reactions.forget();
   pending.clear();
-  become("reconnecting", { wait, tries: link.tries });
+  become(leaving ? "gone" : "reconnecting", { wait, tries: link.tries });
 }
 
 function closed(message) {
@@ -158,6 +160,7 @@ function stands({ state, generation, message = "" }) {
   }
   if (state === "closed") return; // the link tells, when it has let go
   if (state === "paused") reactions.forget();
+  leaving ||= state === "draining";
   if (state === "draining" && message) note(message);
   become(state === "detached" ? "starting" : state, { message });
 }

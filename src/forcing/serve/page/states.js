@@ -39,6 +39,14 @@ const STATES = {
     act: ["hurry", "Try now"],
     held: true,
   }),
+  gone: ({ wait }) => ({
+    tone: "bad",
+    status: "Server closed",
+    title: "The server was closed",
+    text: `Its sessions ended with it. Looking whether it is back in ${seconds(wait)}.`,
+    act: ["hurry", "Try now"],
+    held: true,
+  }),
   recovering: ({ message }) => ({
     tone: "busy",
     status: "Recovering",

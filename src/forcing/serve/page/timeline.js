@@ -46,13 +46,16 @@ export class Timeline {
     return this.prompts.findLast((prompt) => prompt.latent <= latent)?.text ?? null;
   }
 
-  // A tap counts for the first picture that was made with it.
+  // A tap counts for the first picture that was made with it; so does a key that was down between two pictures only.
   #keys(event) {
     const heard = this.told.get(event);
+    const before = this.told.get(this.heard)?.held ?? [];
+    const between = [...this.told].filter(([id]) => id > this.heard && id < event).map(([, keys]) => keys);
+    const missed = between.flatMap(({ held, tapped }) => [...tapped, ...held.filter((name) => !before.includes(name))]);
     const first = event !== this.heard;
     this.heard = event;
     for (const id of this.told.keys()) if (id < event) this.told.delete(id);
-    return heard ? [...heard.held, ...(first ? heard.tapped : [])] : [];
+    return heard ? [...new Set([...heard.held, ...(first ? [...heard.tapped, ...missed] : [])])] : [];
   }
 }
 
