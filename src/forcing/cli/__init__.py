@@ -32,6 +32,8 @@ COMMANDS = {
     "eval": "measure every stage against the world itself",
     "report": "one HTML page: table, curves, clips of every stage",
     "play": "a world in the browser, for one or many",
+    "load": "many viewers at once on a server, and what they see of it",
+    "replay": "make a played session again from its log",
     "encode": "a folder of videos with captions into latents to train Wan on",
     "convert": "weights of Wan between the names that people use",
     "fixture": "a complete tiny Wan with tiny videos, to try every command on in seconds",

@@ -1,0 +1,107 @@
+"""`forcing replay`: a played session made again from its log."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from forcing import files, media
+from forcing.cli import play
+from forcing.cli.bar import Bar
+from forcing.cli.options import read, shown
+
+if TYPE_CHECKING:
+    from forcing.codecs import Pixels
+    from forcing.serve.replay import Replay
+
+SIDE = 448  # smaller pictures are enlarged to about so many pixels
+KEPT = ("fps", "frame", "reality")  # of what the engine was told then
+
+
+@dataclass(frozen=True)
+class Options:
+    """Make a session again from the log that forcing play --logs kept: the same pictures, one after another.
+
+    LOG is a file of that folder; images that the session began with, and the log of a session that it was forked from,
+    are looked for beside it. Without --out, only a digest of the pictures is shown, to compare with another.
+    """
+
+    log: tyro.conf.Positional[Annotated[Path, shown("LOG.jsonl", name="LOG")]]
+    out: Annotated[Path | None, shown("FILE.mp4|.gif|.png")] = None  # all that was shown, as a film or a sheet
+    world: Annotated[Path | None, shown("DIR")] = None  # a world's or a run's folder; default: what the log says
+    size: Annotated[str | None, shown("WIDTHxHEIGHT")] = None  # of Wan's pictures; default: what the log says
+    cut: bool = False  # also a log whose end is missing, as of a server that was killed
+    device: str = "auto"  # cpu, cuda or cuda:N
+
+
+def run(args: Sequence[str], console: Console) -> int:
+    """Make it again, and say what was made."""
+    options = read(Options, args, "replay")
+    try:
+        from forcing.serve import host, replay
+    except ModuleNotFoundError as missing:
+        raise ValueError(f'{missing.name} is not installed: pip install "forcing[serve]"') from missing
+    log = replay.Log.read(options.log)
+    if log.cut and not options.cut:
+        raise ValueError(f"{options.log} is cut: its last line is no end of a session; --cut makes what there is")
+    if not log.chunks:
+        raise ValueError(f"{options.log} has no chunks: nothing was shown in this session")
+    told = _told(options, log.engine)
+    if options.out is not None:
+        media.check(options.out, fps=told["fps"], scale=1)
+        files.probe(options.out)
+    studio = replay.Studio.open(host.Options(**told), play.plans_of)
+    again = replay.Replay(log, studio)
+    try:
+        replay.check(log, studio.world)
+        _make(options, again, told["fps"], console)
+    finally:
+        studio.close()
+    for doubt in again.doubts:
+        console.print(f"note: {doubt}")
+    if options.out is not None:
+        console.print(f"wrote {options.out}")
+    return 0
+
+
+def _told(options: Options, kept: Mapping[str, Any]) -> dict[str, Any]:
+    """What the engine is told: as it was then, as far as the log says so."""
+    home = options.world
+    if home is None and kept.get("world"):
+        home = Path(kept["world"])
+        if not home.is_dir():
+            raise ValueError(f"{options.log} is of a world in {home}, which is not there: give --world DIR")
+    given = play.Options(size=options.size, device=options.device)
+    told = play.engine_of(play.home_of(home, None), given)
+    told |= {name: kept[name] for name in KEPT if name in kept and (name != "frame" or options.size is None)}
+    told["frame"] = None if told["frame"] is None else tuple(told["frame"])
+    return told
+
+
+def _make(options: Options, again: Replay, fps: float, console: Console) -> None:
+    seen, pictures, total = hashlib.sha256(), 0, again.log.chunks
+    height, width = again.studio.options.frame or again.studio.world.kit.frame
+    with Bar("replaying", "chunks", console) as bar:
+
+        def made() -> Iterator[Pixels]:
+            nonlocal pictures
+            for number, each in enumerate(again.run(), 1):
+                seen.update(each.pictures.tobytes())
+                pictures += len(each.pictures)
+                bar.show(number, total, f"frame {each.latent}")
+                yield each.pictures
+
+        if options.out is None:
+            for _ in made():
+                pass
+        else:
+            with media.writer(options.out, fps=fps, scale=max(1, SIDE // max(height, width))) as film:
+                for frames in made():
+                    film.add(frames)
+    console.print(f"{pictures} pictures of {width}x{height} in {total} chunks; sha256 {seen.hexdigest()[:16]}")
