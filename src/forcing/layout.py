@@ -29,6 +29,14 @@ class Layout:
     past: "Past | None" = None
     mute: int = 0
 
+    def on(self, device: torch.device) -> Times:
+        """The times on a device: those that follow one another without a copy from the host, which would wait."""
+        if self.times.device == device:
+            return self.times
+        start, frames = int(self.times[0]), len(self.times)
+        follow = torch.equal(self.times.double(), _times(start, start + frames))
+        return _times(start, start + frames, device) if follow else self.times.to(device)
+
     def table(self) -> FrameMask | None:
         """The mask with the past's columns first: [F, P + F], or None when everything is visible."""
         if self.mask is None or self.past is None or self.past.held == 0 or len(self.mask) < self.mask.shape[1]:
@@ -85,12 +93,10 @@ class Abreast:
     layouts: tuple[Layout, ...]
     clips: tuple[int, ...]
 
-    @property
-    def times(self) -> Float[Tensor, "b f"]:
-        """Frame index of each frame of each clip."""
-        return torch.stack(
-            [one.times for one, clips in zip(self.layouts, self.clips, strict=True) for _ in range(clips)]
-        )
+    def on(self, device: torch.device) -> Float[Tensor, "b f"]:
+        """Frame index of each frame of each clip, on a device."""
+        times = [one.on(device).expand(clips, -1) for one, clips in zip(self.layouts, self.clips, strict=True)]
+        return torch.cat(times)
 
     @property
     def mute(self) -> int:
@@ -181,8 +187,8 @@ def _frames(k: Tensor, v: Tensor, asked: int | None, frames: int) -> Frames:
     return tuple(zip(*split, strict=True))
 
 
-def _times(start: int, stop: int) -> Times:
-    return torch.arange(start, stop, dtype=torch.float32)
+def _times(start: int, stop: int, device: torch.device | None = None) -> Times:
+    return torch.arange(start, stop, dtype=torch.float64, device=device)  # float32 cannot count beyond 2^24
 
 
 def _chunks(frames: int, chunk: int) -> Tensor:

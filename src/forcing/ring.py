@@ -102,8 +102,14 @@ class Ring(Cache):
         self._store = None
 
     def become(self, other: "Ring") -> None:
-        """Hold what another ring of the same sizes holds."""
-        self._store = None if other._store is None else other._store.clone()
+        """Hold what another ring of the same sizes holds, in the memory that this one has, if it has any."""
+        if (self.window, self.sink, self.chunk) != (other.window, other.sink, other.chunk):
+            raise ValueError("rings of different sizes cannot hold the same")
+        own, store = self._store, other._store
+        if own is not None and store is not None and own.shape == store.shape and own.dtype == store.dtype:
+            own.copy_(store)  # passes may have been recorded on it
+        elif store is not None:
+            self._store = store.clone()
         self.held, self.end, self._places = other.held, other.end, list(other._places)
 
     def _move(self, moves: dict[int, int]) -> None:

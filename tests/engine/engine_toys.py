@@ -61,10 +61,28 @@ class Changed:
         return getattr(self.model, name)
 
 
+class Recalling:
+    """A decoder with a memory: a picture is made of its latent frame and of the one before."""
+
+    def __init__(self, before=None) -> None:
+        self.before = before
+
+    def __call__(self, latents) -> np.ndarray:
+        levels = []
+        for frame in latents[0]:
+            levels.append(frame if self.before is None else frame - 2 * self.before)
+            self.before = frame
+        out = (128 + 20 * torch.stack(levels)[:, :3]).clamp(0, 255).to(torch.uint8)
+        return out.permute(0, 2, 3, 1)[None].numpy()
+
+    def fork(self) -> "Recalling":
+        return Recalling(self.before)
+
+
 def pictures(frames: int = 1, seed: int = 0) -> np.ndarray:
     from toys import episode
 
     return episode(seed, frames, "train").frames
 
 
-__all__ = ["FRAMES", "PLANS", "pictures", "setup", "told", "toy_world", "world"]
+__all__ = ["FRAMES", "PLANS", "Recalling", "pictures", "setup", "told", "toy_world", "world"]

@@ -11,6 +11,7 @@ from test_session import close, plainly, sizes
 
 from forcing.engine.graphs import Graphs, by_hand, compiled, on_cuda
 from forcing.engine.schedule import Engine
+from forcing.layout import Past, after, full, teacher_forced
 
 
 @sizes
@@ -74,6 +75,25 @@ def test_without_recording_it_is_the_model(double):
     assert close(torch.cat(shown[session]), plainly(made, told(1), 10))
 
 
+def test_a_fork_is_replayed_too_and_nothing_said_is_kept(double):
+    made, runs, shown = setup(world(), "2 steps", 1, 5, 1), [], {}
+    engine = Engine(made, sessions=2, policy="merge", recorder=by_hand)
+    engine.warm()
+    one = engine.open(told(1))
+    serve(engine, 41, shown)
+    other = engine.fork(one, told(1))
+    serve(engine, 4, shown)
+    engine.close(one)
+    for recorded in engine.model._known.values():
+        replay = recorded.replay
+        recorded.replay = lambda replay=replay: runs.append(1) or replay()
+    serve(engine, 40, shown)
+    assert len(runs) == 40 and other.frame > 30
+    engine.close(other)
+    assert not any(recorded.said for recorded in engine.model._known.values())
+    assert close(torch.cat(shown[one]), plainly(made, told(1), len(shown[one])))
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 @pytest.mark.filterwarnings("ignore")
@@ -86,6 +106,14 @@ def test_compiled_blocks_show_the_same(double):
     session = engine.open(listen)
     serve(engine, 60, shown)
     assert torch.allclose(torch.cat(shown[session])[:12], expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_times_on_a_gpu_are_the_times():
+    here = torch.device("cuda", 0)
+    for layout in (full(3), after(Past(0, 2**24, (), {}), 3), teacher_forced(4, 2)):
+        assert torch.equal(layout.on(here).cpu(), layout.times) and layout.on(here).device == here
 
 
 @pytest.mark.gpu

@@ -11,6 +11,8 @@ import torch
 from engine_toys import Changed, pictures, setup, told, world
 from test_session import close, plainly, sizes
 
+from forcing.engine.graphs import by_hand
+from forcing.engine.reel import Reel
 from forcing.engine.schedule import Engine
 from forcing.engine.session import Told
 
@@ -190,6 +192,135 @@ def test_a_fork_is_served_too(double):
     expected = plainly(made, told(1), 20)
     assert begun > 2 and close(torch.cat(shown[other])[: 20 - begun], expected[begun : begun + len(shown[other])])
     assert close(torch.cat(shown[one])[:20], expected[: len(shown[one])])
+
+
+def test_reset_and_back_are_served_at_once():
+    made, clock, shown = setup(world(), "1 step"), Clock(), {}
+    engine = Engine(made, clock=clock, fps=0.1)
+    session = engine.open(told(1))
+    for anew in (lambda: engine.reset(session, seed=1), lambda: engine.back(session, 0)):
+        serve(engine, 3, shown)
+        assert engine.wait() > 5
+        anew()
+        assert engine.wait() == 0.0
+
+
+def test_a_pause_is_no_debt():
+    made, clock, shown = setup(world(), "1 step"), Clock(), {}
+    engine = Engine(made, clock=clock, fps=1.0)
+    session = engine.open(told(1))
+    serve(engine, 3, shown)
+    engine.pause(session)
+    clock.now = 100.0
+    engine.pause(session, False)
+    serve(engine, 3, shown)
+    assert len(shown[session]) == 2 and engine.wait() == pytest.approx(1.0)
+
+
+def test_who_is_due_last_gives_memory_back():
+    made, clock, shown = setup(world(), "1 step", 1, 12), Clock(), {}
+    made.world.model = paid = Paid(made.world.model, clock, 0.01)
+    engine = Engine(made, sessions=5, rings=4, clock=clock, policy="merge")
+    sessions = [engine.open(told(1, seed), seed=seed) for seed in range(5)]
+    serve(engine, 300, shown)
+    before = sum(map(len, shown.values()))
+    serve(engine, 300, shown)
+    assert 300 / (sum(map(len, shown.values())) - before) < 5  # passes a chunk; in any other order it would be 12
+    engine.pause(sessions[2])  # whose memory is needed least
+    serve(engine, 50, shown)
+    paid.batches.clear()
+    before = sum(map(len, shown.values()))
+    serve(engine, 40, shown)
+    assert sum(map(len, shown.values())) - before == len(paid.batches) == 40
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4])
+def test_nobody_is_asked_long_before_their_turn(batch):
+    made, clock, asked, ages = setup(world(), "1 step"), Clock(), {}, []
+    made.world.model = Paid(made.world.model, clock, 0.01)
+    engine = Engine(made, batch=batch, fps=10.0, clock=clock)
+
+    def viewer(number: int):
+        def listen(frame: int) -> Told:
+            asked[number, frame] = clock.now
+            return Told(("day", "night")[frame // (3 + number % 5) % 2], [0])  # whose passes differ now and then
+
+        return listen
+
+    numbers = {engine.open(viewer(number), seed=number): number for number in range(20)}
+    while clock.now < 4:
+        ages += [clock.now - asked.pop((numbers[session], shown.frame)) for session, shown in engine.tick()]
+        clock.now += engine.wait() or 0.0
+    assert len(ages) > 300 and max(ages) < 0.05
+
+
+class Later:
+    """A device that has not done yet what it was asked to."""
+
+    def __init__(self) -> None:
+        self.there = False
+
+    def query(self) -> bool:
+        return self.there
+
+    def synchronize(self) -> None:
+        raise AssertionError("nobody should wait")
+
+
+@pytest.mark.parametrize("fine", [True, False])
+def test_a_device_is_not_asked_for_more_than_it_makes(monkeypatch, fine):
+    made, clock, done, asked = setup(world(), "1 step"), Clock(), [], []
+
+    def reel(latents) -> Reel:
+        done.append(Later())
+        return Reel(torch.zeros(1, 2, 2, 3, dtype=torch.uint8), torch.tensor(fine), done[-1])
+
+    monkeypatch.setattr(type(made), "projector", lambda self: reel)
+    engine = Engine(made, clock=clock, policy="merge")
+    session = engine.open(lambda frame: asked.append(frame) or Told("day"))
+    ((_, what),) = engine.tick()
+    assert what.frame == 0 and not what.reel.ready
+    for _ in range(5):
+        assert engine.tick() == [] and 0 < engine.wait() < 0.01
+        clock.now += engine.wait()
+    assert asked == [0]
+    done[0].there = True
+    ((same, what),) = engine.tick()
+    assert same is session
+    if fine:
+        assert what.frame == 1 and engine.seats[session].usual == pytest.approx(0.005)
+    else:
+        assert isinstance(what, ValueError) and not engine.seats
+
+
+@pytest.mark.parametrize("recorder", [None, by_hand])
+def test_every_shape_of_pass_is_made_before_anyone_waits(recorder):
+    made, clock, shown = setup(world(), "2 steps"), Clock(), {}
+    made.world.model = paid = Paid(made.world.model, clock, 0.01)
+    engine = Engine(made, sessions=3, batch=3, recorder=recorder)
+    engine.warm()
+    assert {(1, 1), (1, 2), (3, 1), (3, 2)} <= set(paid.batches) and len(engine._spare) == 3 and not engine.seats
+    assert recorder or not any(ring.nbytes for ring in engine._spare)
+    warm = set(paid.batches)
+    paid.batches.clear()
+    for seed in range(3):
+        engine.open(told(1, seed))
+    serve(engine, 20, shown)
+    assert set(paid.batches) <= warm
+
+
+def test_who_goes_together_again_is_put_together_once(double):
+    made, static = setup(world(), "2 steps"), []
+    model = Changed(made.world.model, lambda model, x, *rest: static.append(rest[1].static["text"]) or model(x, *rest))
+    engine, shown = Engine(made, batch=2), {}
+    engine.model = model
+    sessions = [engine.open(told(1, seed, switch=4 + seed), seed=seed) for seed in range(2)]
+    serve(engine, 40, shown)
+    shared = [each for each in static if len(each) == 2]
+    assert len(shared) > 20 and len({id(each) for each in shared}) < 6
+    for seed, session in enumerate(sessions):
+        out = torch.cat(shown[session])
+        assert close(out, plainly(made, told(1, seed, switch=4 + seed), len(out), seed))
 
 
 def test_one_that_fails_takes_no_one_along(double):

@@ -9,6 +9,7 @@ from toys import SIZE, TEXT, Spy, normal, rng, told, wild
 from forcing.cond import Cond
 from forcing.engine.passes import run
 from forcing.engine.stream import Stream
+from forcing.layout import Abreast, Past, after, full, teacher_forced
 from forcing.recipe import Sampling
 from forcing.ring import Ring
 from forcing.rollout import Plan, remember, rollout
@@ -113,6 +114,20 @@ def test_passes_a_chunk(double, name, merged, apart):
                 made.settle()
         # what the first chunk leaves unsettled falls to the second
         assert len(spy.calls) == passes * (CHUNKS - 1)
+
+
+def test_times_have_no_end():
+    far = 2**24
+    layout = after(Past(0, far, (), {}), 3)
+    assert layout.times.tolist() == [far, far + 1, far + 2]
+    assert Abreast((layout, full(3)), (1, 2)).on(torch.device("cpu")).tolist() == [
+        [*layout.times],
+        [0, 1, 2],
+        [0, 1, 2],
+    ]
+    for each in (layout, teacher_forced(2, 1)):
+        there = each.on(torch.device("meta"))
+        assert there.is_meta and there.shape == each.times.shape and there.dtype == each.times.dtype
 
 
 @torch.no_grad()

@@ -61,7 +61,7 @@ def test_the_clean_half_is_clean_and_shares_times_and_conditions():
     call = spy.calls[0]
     assert torch.equal(call.x, torch.cat([clean, x], 1))
     assert torch.equal(call.sigma, torch.cat([torch.zeros_like(sigma), sigma], 1))
-    assert torch.equal(call.layout.times, torch.arange(FRAMES).float().repeat(2))
+    assert torch.equal(call.layout.times, torch.arange(FRAMES).double().repeat(2))
     assert torch.equal(call.cond.per_frame["action"], cond.per_frame["action"].repeat(1, 2, 1))
     assert torch.equal(call.cond.static["text"], cond.static["text"])
 

@@ -94,7 +94,7 @@ class Tiny(nn.Module):
         tokens = rearrange(x, "b f c (h p) (w q) -> b (f h w) (c p q)", p=p, q=p)
         tokens = rearrange(self.patch_in(tokens), "b (f n) d -> b f n d", n=h * w) + self.place
         told = F.silu(self._told(sigma, cond))[:, :, None]
-        times, dim = layout.times.to(x.device), self.config.dim // self.config.heads
+        times, dim = layout.on(x.device), self.config.dim // self.config.heads
         turn = turns(angles(times, h, w, dim, self.config.rope_base), x.dtype)
         for block in self.blocks:
             mute = layout.mute if block is self.blocks[-1] else 0

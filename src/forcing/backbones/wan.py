@@ -129,7 +129,7 @@ class Wan(nn.Module):
         told = cond.per_frame if SIGMAS in cond.per_frame else self.embed(sigma)
         e, modulation = told[SIGMA][:, layout.mute :], told[SIGMAS]
         grid = height // p, width // q
-        times, dim = layout.times.to(x.device), self.config.dim // self.config.num_heads
+        times, dim = layout.on(x.device), self.config.dim // self.config.num_heads
         turn = turns(angles(times, *grid, dim, ROPE_BASE), tokens.dtype)
         for block, text in zip(self.blocks, texts.unbind(1), strict=True):
             mute = layout.mute if block is self.blocks[-1] else 0

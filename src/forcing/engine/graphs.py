@@ -6,6 +6,7 @@ again: the chunk alone, merged with the one before, and settling.
 
 import copy
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -33,7 +34,7 @@ def compiled(model: Network) -> Network:
     known.recompile_limit = max(known.recompile_limit, 8 * len(model.blocks))  # each layer, in each shape of pass
     opaque = torch.compiler.disable(attention.attend)
     for module in (tiny, wan):
-        module.attend = opaque
+        vars(module)["attend"] = opaque
     model = copy.deepcopy(model)
     for block in model.blocks:
         block.compile(dynamic=False)
@@ -89,10 +90,11 @@ class Recorded:
         for name, value in cond.per_frame.items():
             self.cond.per_frame[name].copy_(value)
         for name, value in cond.static.items():
-            if value is not self.said[name]:
+            if value is not self.said.get(name):
                 self.cond.static[name].copy_(value)
         self.said = cond.static
-        self.replay()
+        with _at(self.x):
+            self.replay()
         return self.made
 
 
@@ -123,6 +125,12 @@ class Graphs:
     def __len__(self) -> int:
         return len(self._known)
 
+    def forget(self, ring: Ring) -> None:
+        """Keep nothing of what was said to whoever has used this ring."""
+        for key, recorded in self._known.items():
+            if key[0] is ring:
+                recorded.said = {}
+
     def cache(self, batch: int, *, window: int, sink: int = 0) -> Cache:
         return self.model.cache(batch, window=window, sink=sink)
 
@@ -136,8 +144,14 @@ class Graphs:
         x, sigma, own = x.clone(), sigma.clone(), cond.map(torch.clone)
         times = layout.times.to(x.device, copy=True)
         here = replace(layout, times=times)
-        replay, made = self.record(lambda: self.model(x, sigma, own, here))
+        with _at(x):
+            replay, made = self.record(lambda: self.model(x, sigma, own, here))
         return Recorded(x, sigma, times, times - times[0], own, cond.static, replay, made)
+
+
+def _at(x: Tensor) -> AbstractContextManager[object]:
+    """Where a tensor is: graphs are recorded and replayed on the GPU that is chosen."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def _full(layout: Layout | Abreast) -> Ring | None:

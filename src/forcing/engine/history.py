@@ -33,10 +33,15 @@ class Chunk:
     def frames(self) -> int:
         return self.latents.shape[1]
 
+    @property
+    def scene(self) -> int:
+        """The frame of the session that its scene began with."""
+        return self.frame - self.place
+
 
 @dataclass(frozen=True)
 class Recache:
-    """From frame `frame` of the session on, all before it is as if it had been told this."""
+    """From frame `frame` of the session on, all of the scene before it is as if it had been told this."""
 
     frame: int
     prompt: str | None
@@ -44,12 +49,12 @@ class Recache:
 
 
 class History:
-    """The newest chunks, at most `most` frames of them, and the first ones of the scene for the sink."""
+    """The newest chunks, at most `most` frames of them, and for the sink the first ones of the scenes they are of."""
 
     def __init__(self, most: int, sink: int = 0) -> None:
         self.most, self.sink = most, sink
         self.chunks: deque[Chunk] = deque()
-        self.first: list[Chunk] = []  # of this scene, as many as the sink needs
+        self.first: list[Chunk] = []  # of each scene, as many as the sink needs
         self.recached: list[Recache] = []
         self._frames = 0
 
@@ -58,24 +63,25 @@ class History:
         return self.chunks[-1] if self.chunks else None
 
     def add(self, chunk: Chunk) -> None:
-        if chunk.place == 0:
-            self.first, self.recached = [], []
         if chunk.place < self.sink:
             self.first.append(chunk)
         self.chunks.append(chunk)
         self._frames += chunk.frames
         while self._frames - self.chunks[0].frames >= self.most:
             self._frames -= self.chunks.popleft().frames
-        while len(self.recached) > 1 and self.recached[1].frame <= self.chunks[0].frame:
-            self.recached.pop(0)
+        self._trim()
 
-    def held(self, frames: int) -> list[Chunk]:
-        """What a cache of `frames` frames holds of this scene: chunks of the sink, and the newest ones."""
-        sink = [chunk for chunk in self.first if chunk.place < self.sink]
+    def held(self, frames: int, last: Recache | None = None) -> list[Chunk]:
+        """What a cache of `frames` frames holds of this scene: chunks of the sink, and the newest ones.
+
+        last: what all of it is told from now on; None for what it was told.
+        """
+        scene = next((each[-1].scene for each in (self.chunks, self.first) if each), 0)
+        sink = [chunk for chunk in self.first if chunk.scene == scene]
         newest = self.newest(frames - sum(chunk.frames for chunk in sink), since=self.sink)
-        if not self.recached:
+        last = last or next(reversed(self.recached), None)  # that of an older scene has nothing before it here
+        if last is None:
             return [*sink, *newest]
-        last = self.recached[-1]
         return [
             replace(chunk, cond=Cond(last.static, chunk.cond.per_frame)) if chunk.frame < last.frame else chunk
             for chunk in (*sink, *newest)
@@ -110,11 +116,23 @@ class History:
             if chunk.frame == frame:
                 return chunk
 
-    def fork(self) -> "History":
+    def fork(self, frames: int | None = None) -> "History":
+        """Another that goes on from here. frames: of how many of this scene, the newest; None for all that is kept."""
         other = History(self.most, self.sink)
-        other.chunks, other._frames = self.chunks.copy(), self._frames
+        other.chunks = self.chunks.copy() if frames is None else deque(self.newest(frames))
+        other._frames = sum(chunk.frames for chunk in other.chunks)
         other.first, other.recached = list(self.first), list(self.recached)
+        other._trim()
         return other
+
+    def _trim(self) -> None:
+        """Forget what is of no use to any chunk that is kept, nor to one that follows it."""
+        if self.chunks:
+            oldest = self.chunks[0]
+            self.first = [chunk for chunk in self.first if chunk.scene >= oldest.scene]
+            self.recached = [each for each in self.recached if each.frame > oldest.scene]
+            while len(self.recached) > 1 and self.recached[1].frame < oldest.frame:
+                self.recached.pop(0)
 
     def __iter__(self) -> Iterator[Chunk]:
         return iter(self.chunks)

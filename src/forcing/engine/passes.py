@@ -59,17 +59,34 @@ def run(model: Model, work: Work[T]) -> T:
         return done.value
 
 
-def together(model: Model, passes: Sequence[Pass]) -> list[Latents]:
-    """Velocities of several passes of one shape, made as one: each clip still sees its own past alone."""
-    if len(passes) == 1:
-        (one,) = passes
-        return [model(one.x, one.sigma, one.cond, one.layout)]
-    clips = tuple(len(one.x) for one in passes)
-    first, *rest = (one.cond for one in passes)
-    cond = Cond(
-        {name: torch.cat([value, *(each.static[name] for each in rest)]) for name, value in first.static.items()},
-        {name: torch.cat([value, *(each.per_frame[name] for each in rest)]) for name, value in first.per_frame.items()},
-    )
-    x, sigma = (torch.cat(each) for each in ([one.x for one in passes], [one.sigma for one in passes]))
-    v = model(x, sigma, cond, Abreast(tuple(one.layout for one in passes), clips))
-    return list(v.split(clips))
+class Together:
+    """Several passes of one shape, made as one: each clip still sees its own past alone.
+
+    Static conditions of the newest group are kept as they were put together: mostly the same sessions come again.
+    """
+
+    def __init__(self) -> None:
+        self._static: tuple[list[Tensor], Mapping[str, Tensor]] = [], {}
+
+    def __call__(self, model: Model, passes: Sequence[Pass]) -> list[Latents]:
+        """The velocities of each."""
+        if len(passes) == 1:
+            (one,) = passes
+            return [model(one.x, one.sigma, one.cond, one.layout)]
+        clips = tuple(len(one.x) for one in passes)
+        cond = Cond(
+            self._together([one.cond.static for one in passes]), _joined([one.cond.per_frame for one in passes])
+        )
+        x, sigma = (torch.cat(each) for each in ([one.x for one in passes], [one.sigma for one in passes]))
+        v = model(x, sigma, cond, Abreast(tuple(one.layout for one in passes), clips))
+        return list(v.split(clips))
+
+    def _together(self, static: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+        own, (known, made) = [value for each in static for value in each.values()], self._static
+        if len(own) != len(known) or any(one is not other for one, other in zip(own, known, strict=True)):
+            self._static = own, (made := _joined(static))
+        return made
+
+
+def _joined(conditions: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([each[name] for each in conditions]) for name in conditions[0]}

@@ -5,6 +5,7 @@ waits.
 """
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,13 +16,22 @@ from forcing.codecs.weights import finite
 from forcing.shapes import Latents
 
 
+@runtime_checkable
+class Event(Protocol):
+    """What a device will have done."""
+
+    def query(self) -> bool: ...
+
+    def synchronize(self) -> None: ...
+
+
 @dataclass(frozen=True)
 class Reel:
     """levels: uint8 [F', H, W, 3] on the host. fine: whether all numbers were finite. done: when both are there."""
 
     levels: Tensor
     fine: Tensor
-    done: torch.cuda.Event | None = None
+    done: Event | None = None
 
     @property
     def ready(self) -> bool:
@@ -47,7 +57,7 @@ class Projector:
             if not finite(latents):
                 raise ValueError("the frames are not finite")
             return Reel(torch.from_numpy(self.decoder(latents)[0]), torch.tensor(True))
-        self.side.wait_stream(torch.cuda.current_stream())
+        self.side.wait_stream(torch.cuda.current_stream(latents.device))
         with torch.cuda.stream(self.side):
             latents.record_stream(self.side)  # whose memory must not be used again before it has been read
             levels, fine = self.decoder.levels(latents)

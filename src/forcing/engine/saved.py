@@ -14,17 +14,19 @@ from torch import Tensor
 from forcing.cond import Cond
 from forcing.engine.history import Chunk, Recache
 from forcing.engine.session import Session, Setup, Told
+from forcing.recipe import Sampling, dump, parse
 
-FORMAT = 1
+FORMAT = 2
+DAMAGE = (SafetensorError, LookupError, TypeError, AttributeError, ValueError, RuntimeError, ArithmeticError)
 
 
 def dumps(session: Session, frames: int | None = None) -> bytes:
     """A safetensors file: latents, keys and noise states of the chunks that are kept, and what was told as JSON.
 
-    frames: how many of them at least, the newest; None for all.
+    frames: of how many of this scene at least, the newest; None for all. Not while a chunk is being made.
     """
-    newest = [*session.history] if frames is None else session.history.newest(frames)
-    kept = {chunk.frame: chunk for chunk in (*session.history.first, *newest)}
+    history = session.history.fork(frames)
+    kept = {chunk.frame: chunk for chunk in (*history.first, *history)}
     chunks = [kept[frame] for frame in sorted(kept)]
     tensors: dict[str, Tensor] = {"random": session.random.get_state()}
     for n, chunk in enumerate(chunks):
@@ -34,30 +36,47 @@ def dumps(session: Session, frames: int | None = None) -> bytes:
         tensors["start"] = session.start
     document = {
         "format": FORMAT,
+        "world": session.setup.digest,
+        "sampling": dump(session.setup.how),
         "seed": session.seed,
         "frame": session.frame,
         "place": session.place,
+        "given": session.given,
         "generation": session.generation,
         "chunks": [{"frame": each.frame, "place": each.place, "prompt": each.prompt} for each in chunks],
-        "first": len(session.history.first),
-        "kept": [each.frame for each in newest],
-        "recached": [{"frame": each.frame, "prompt": each.prompt} for each in session.history.recached],
+        "first": [each.frame for each in history.first],
+        "kept": [each.frame for each in history],
+        "recached": [{"frame": each.frame, "prompt": each.prompt} for each in history.recached],
     }
     apart = {name: value.cpu().contiguous().clone() for name, value in tensors.items()}  # some share memory
     return save(apart, {"session": json.dumps(document)})
 
 
 def loads(setup: Setup, listen: Callable[[int], Told], data: bytes) -> Session:
-    """The session that `dumps` wrote, for a viewer who listens now. ValueError for damage and for other sizes."""
+    """The session that `dumps` wrote, by its own plan, for a viewer who listens now.
+
+    ValueError for damage, for another world, and where the past is kept otherwise.
+    """
     try:
         length = int.from_bytes(data[:8], "little")
         document = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["session"])
         tensors = load(data)
-        if document["format"] != FORMAT:
-            raise ValueError(f"it has format {document['format']!r}, this version reads {FORMAT}")  # noqa: TRY301
-        return _session(setup, listen, document, tensors)
-    except (SafetensorError, LookupError, TypeError, AttributeError, ValueError, RuntimeError) as damage:
+        return _session(_own(setup, document), listen, document, tensors)
+    except DAMAGE as damage:
         raise ValueError(f"this is no session that can go on here ({type(damage).__name__}: {damage})") from damage
+
+
+def _own(setup: Setup, document: Mapping[str, Any]) -> Setup:
+    """The setup by the plan that the session had. ValueError where anything else differs."""
+    if document["format"] != FORMAT:
+        raise ValueError(f"it has format {document['format']!r}, this version reads {FORMAT}")
+    how, here = parse(Sampling, document["sampling"]), setup.how
+    for name in ("chunk", "window", "sink", "guidance"):
+        if getattr(how, name) != getattr(here, name):
+            raise ValueError(f"its {name} is {getattr(how, name)}, here it is {getattr(here, name)}")
+    if document["world"] != setup.digest:
+        raise ValueError("another world made it")
+    return setup.by(how.plan)
 
 
 def _session(
@@ -69,12 +88,12 @@ def _session(
     history = session.history
     for frame in document["kept"]:
         history.add(chunks[frame])
-    history.first = [chunks[each["frame"]] for each in document["chunks"][: document["first"]]]
+    history.first = [chunks[frame] for frame in document["first"]]
     history.recached = [
         Recache(each["frame"], each["prompt"], setup.text(each["prompt"])) for each in document["recached"]
     ]
     session.frame, session.place = int(document["frame"]), int(document["place"])
-    session.generation = int(document["generation"])
+    session.given, session.generation = int(document["given"]), int(document["generation"])
     session.random.set_state(tensors["random"])
     if "start" in tensors:
         session.start = tensors["start"].to(setup.device)

@@ -7,13 +7,15 @@ more to do than time, every session's frames come later by the same measure, and
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from inspect import GEN_RUNNING, getgeneratorstate
 from typing import Literal
 
 import torch
 
 from forcing.codecs import Pixels
 from forcing.engine.graphs import Graphs, Recorder
-from forcing.engine.passes import Model, Pass, Work, run, together
+from forcing.engine.passes import Model, Pass, Together, Work, run
+from forcing.engine.reel import Reel
 from forcing.engine.session import Session, Setup, Shown, Told
 from forcing.ring import Ring
 from forcing.rollout import Plan
@@ -23,6 +25,7 @@ Policy = Literal["merge", "eager", "auto"]
 POLICIES: tuple[Policy, ...] = ("merge", "eager", "auto")
 SESSIONS = 64
 MARGIN = 1.2  # a chunk is begun so many times its usual duration before it is due
+POLL = 0.001  # seconds until a device is asked again whether it has made what was asked of it
 
 
 @dataclass(eq=False)
@@ -39,6 +42,7 @@ class Seat:
     usual: float = 0.0  # seconds from the beginning of a chunk to its end: the longest lately
     begun: float = 0.0
     holds: bool = False  # keys and values in memory
+    reel: Reel | None = None  # shown, but perhaps not made yet: a device does what it is asked later
     asked: Pass | None = None  # the pass that it waits for
     work: Work[Shown | None] | None = field(default=None, repr=False)
 
@@ -59,7 +63,8 @@ class Seat:
     def leave(self) -> None:
         """Give up what is being made; it can be begun anew."""
         work, self.work, self.asked = self.work, None, None
-        if work is not None:
+        # it runs where a viewer, who is asked what to show next, closes their own session
+        if work is not None and getgeneratorstate(work) != GEN_RUNNING:
             work.close()
 
     def _went(self, step: Callable[[], Pass]) -> Shown | None:
@@ -81,10 +86,11 @@ class Engine:
     """Serve sessions by calling `tick` whenever `wait` says so; a session that fails is closed, and alone.
 
     sessions: how many may be open. rings: how many of them may have keys and values in memory; the others, whose turn
-    was longest ago, make theirs again when they go on. batch: sessions that may share a pass. fps: frames a second that
-    each session is shown; None for as many as can be. policy: when a chunk is settled; "merge": with the pass that
-    begins the next one (most frames), "eager": at once after it was shown (soonest reaction), "auto": when idle, else
-    merged. The frames are the same. recorder: how passes are recorded when it warms up, to be replayed; see `graphs`.
+    comes last, make theirs again when they go on. batch: sessions that may share a pass. fps: frames a second that each
+    session is shown; None for as many as can be. policy: when a chunk is settled; "merge": with the pass that begins
+    the next one (most frames), "eager": at once after it was shown (soonest reaction), "auto": when idle, else merged.
+    The frames are the same. recorder: how passes are recorded when it warms up, to be replayed; see `graphs`. Say how
+    many rings, then: `warm` takes the memory of all of them, and records passes on each.
 
     It belongs to one thread.
     """
@@ -117,6 +123,7 @@ class Engine:
         self.seats: dict[Session, Seat] = {}
         self.ticked = False  # whether the last tick made a pass
         self._spare = [setup.ring() for _ in range(rings)]
+        self._together, self._late = Together(), list[Happened]()  # what happened between two ticks
 
     def open(
         self,
@@ -130,24 +137,44 @@ class Engine:
         self._room()
         return self._seated(Session(self.setup.by(plan), listen, seed=seed, start=start))
 
-    def take(self, session: Session) -> Session:
+    def adopt(self, session: Session) -> Session:
         """A session that was made elsewhere, such as by `saved.loads`. RuntimeError where there is no room."""
         self._room()
-        return self._seated(session)
+        if session in self.seats:
+            raise ValueError("this session is served here already")
+        ring = None if session.asleep else self._ring(None)
+        if ring is None:  # its memory is made again
+            session.sleep()
+            return self._seated(session)
 
+        def moved(ring: Ring) -> Session:
+            ring.become(session.ring)
+            session.use(ring)
+            return session
+
+        return self._held(ring, moved)
+
+    @torch.no_grad()
     def fork(self, session: Session, listen: Callable[[int], Told]) -> Session:
-        """Another session that goes on from here. RuntimeError where there is no room."""
+        """Another session that goes on from here, after the chunk in progress, whose passes are made right now.
+
+        RuntimeError where there is no room, for keys and values either.
+        """
         self._room()
         seat = self._seat(session)
-        seat.leave()
         if not seat.holds:
             return self._seated(session.fork(listen))
         ring = self._ring(seat)
         if ring is None:
             raise RuntimeError("all keys and values in memory are in use")
-        other = self._seated(session.fork(listen, ring))
-        self.seats[other].holds = True
-        return other
+
+        def forked(ring: Ring) -> Session:
+            while seat.asked is not None:
+                self._pass([seat], self._late)
+            self._seat(session)  # which has been closed, if that failed
+            return session.fork(listen, ring)
+
+        return self._held(ring, forked)
 
     def close(self, session: Session) -> None:
         """Forget a session; nothing happens if it is closed already."""
@@ -157,7 +184,7 @@ class Engine:
             self._give_back(seat)
 
     def pause(self, session: Session, paused: bool = True) -> None:
-        """Make nothing for it until it goes on."""
+        """Make nothing more for it until it goes on; a chunk that has been begun is still shown."""
         seat = self._seat(session)
         seat.due = max(seat.due, self.clock()) if seat.paused and not paused else seat.due
         seat.paused = paused
@@ -169,18 +196,21 @@ class Engine:
 
     def reset(self, session: Session, *, seed: int, start: Pixels | None = None, plan: Plan | None = None) -> None:
         """Begin anew; see `Session.reset`."""
-        self._seat(session).leave()
+        seat = self._seat(session)
         session.reset(seed=seed, start=start, plan=plan)
+        self._anew(seat)
 
     def back(self, session: Session, frame: int) -> None:
         """Go back; see `Session.back`."""
-        self._seat(session).leave()
+        seat = self._seat(session)
         session.back(frame)
+        self._anew(seat)
 
     @torch.no_grad()
     def warm(self) -> None:
         """Make passes of every shape once, before anyone waits for them: from an empty window to a full one and on."""
         how, graphs = self.setup.how, self.model if isinstance(self.model, Graphs) else None
+        _ = self.setup.digest  # which is saved with each session, and takes time
         for ring in self._spare[:1] if graphs is None else self._spare:
             session = Session(self.setup, lambda _: Told(), ring=ring)
             for full in (False, True):
@@ -195,11 +225,28 @@ class Engine:
                 ring.clear()
             else:
                 ring.drop()
+        if 1 < self.batch <= len(self._spare):
+            self._warm_abreast()
+
+    def _warm_abreast(self) -> None:
+        """Passes that `batch` sessions share: each chunk alone, merged with settling, and settling."""
+        other = Engine(self.setup, sessions=self.batch, batch=self.batch, policy="merge")
+        other.model, other._spare = self.model, self._spare[: self.batch]
+        sessions = [other.open(lambda _: Told()) for _ in other._spare]
+        for other.policy, chunks in (("merge", 2), ("eager", 4)):
+            while min(session.frame for session in sessions) < chunks * self.setup.how.chunk:
+                for _, what in other.tick():
+                    if isinstance(what, Exception):
+                        raise what
+        for session in sessions:
+            other.close(session)
 
     @torch.no_grad()
     def tick(self) -> list[Happened]:
         """Make one pass for those who are due first, if any is; returns what is to be shown now."""
-        happened: list[Happened] = []
+        happened, self._late = self._late, []
+        for seat in [*self.seats.values()]:
+            self._look(seat, happened)
         group = self._chosen(happened)
         self.ticked = bool(group)
         if group:
@@ -209,25 +256,35 @@ class Engine:
     def wait(self) -> float | None:
         """Seconds until there is something to do; None: not before someone is told something else."""
         now, busy = self.clock(), self.seats.values()
-        if any(seat.asked or self._settles(seat) for seat in busy):
+        if self._late or any(seat.asked or self._settles(seat) for seat in busy):
             return 0.0
-        return min((max(0.0, self._release(seat) - now) for seat in busy if seat.wants), default=None)
+        waits = [max(0.0, self._release(seat) - now) for seat in busy if seat.wants and seat.reel is None]
+        return min([*waits, *(POLL for seat in busy if seat.reel is not None)], default=None)
 
     def _chosen(self, happened: list[Happened]) -> list[Seat]:
         """Seats whose passes are made as one, the most urgent first. They are told something now, and not before."""
         now = self.clock()
-        ready = [seat for seat in self.seats.values() if seat.asked or (seat.wants and self._release(seat) <= now)]
+        ready = [seat for seat in self.seats.values() if seat.asked or self._due(seat, now)]
         group: list[Seat] = []
+        settling: list[Seat] = []
         if self.policy == "eager" or not ready:
-            ready = [seat for seat in self.seats.values() if not seat.asked and self._settles(seat)] or ready
-        for seat in sorted(ready, key=lambda seat: seat.due):
+            settling = [seat for seat in self.seats.values() if not seat.asked and self._settles(seat)]
+        begins = True  # as long as all that was begun can share a pass: who cannot be served now is not asked yet
+        for seat in sorted(settling or ready, key=lambda seat: seat.due):
             if len(group) == self.batch:
                 break
-            if seat.asked is None:
+            if seat.asked is None and (begins or settling) and self._is_open(seat):
                 self._begin(seat, now, happened)
-            if seat.asked is not None and (not group or seat.asked.shape == _shape(group)):
+            if seat.asked is None or not self._is_open(seat):
+                continue
+            if not group:
+                shapes = {each.asked.shape for each in self.seats.values() if each.asked is not None}
+                begins = len(shapes) == 1
+            if not group or seat.asked.shape == _shape(group):
                 group.append(seat)
-        return group
+            else:
+                begins = False
+        return [seat for seat in group if seat.asked is not None and self._is_open(seat)]
 
     def _begin(self, seat: Seat, now: float, happened: list[Happened]) -> None:
         session, settles = seat.session, self._settles(seat) and (self.policy == "eager" or not self._due(seat, now))
@@ -235,15 +292,15 @@ class Engine:
             ring = self._ring(seat)
             if ring is None:  # all are in use just now
                 return
-            session.take(ring)
+            session.use(ring)
             seat.holds = True
-        seat.begun = now
+        seat.begun = seat.begun if settles else now
         self._step(seat, lambda: seat.begin(session.stream.settle() if settles else session.work()), happened)
 
     def _pass(self, group: Sequence[Seat], happened: list[Happened]) -> None:
         passes = [seat.asked for seat in group if seat.asked is not None]
         try:
-            made: list[Latents | Exception] = [*together(self.model, passes)]
+            made: list[Latents | Exception] = [*self._together(self.model, passes)]
         except Exception as failed:  # one of them may be to blame: the others go on
             made = [_alone(self.model, each) for each in passes] if len(passes) > 1 else [failed]
         for seat, v in zip(group, made, strict=True):
@@ -259,11 +316,20 @@ class Engine:
             self._failed(seat, failed, happened)
             return
         if shown is not None:
-            now = self.clock()
-            seat.usual = max(now - seat.begun, 0.9 * seat.usual)
-            seat.due = max(seat.due + self.period, now)  # who is late is not made to catch up more than that
+            seat.due = max(seat.due + self.period, self.clock())  # who is late is not made to catch up more than that
             seat.credit = None if seat.credit is None else seat.credit - 1
-            happened.append((seat.session, shown))
+            seat.reel = shown.reel
+            self._look(seat, happened)
+            if self._is_open(seat):
+                happened.append((seat.session, shown))
+
+    def _look(self, seat: Seat, happened: list[Happened]) -> None:
+        """Whether its newest pictures are there by now, and what they are."""
+        if seat.reel is not None and seat.reel.ready:
+            reel, seat.reel = seat.reel, None
+            seat.usual = max(self.clock() - seat.begun, 0.9 * seat.usual)
+            if not reel.fine:
+                self._failed(seat, ValueError("the frames are not finite"), happened)
 
     def _failed(self, seat: Seat, failed: Exception, happened: list[Happened]) -> None:
         self.close(seat.session)
@@ -274,7 +340,7 @@ class Engine:
         return self.policy != "merge" and seat.work is None and seat.session.stream.waits and not seat.session.asleep
 
     def _due(self, seat: Seat, now: float) -> bool:
-        return seat.wants and self._release(seat) <= now
+        return seat.wants and seat.reel is None and self._release(seat) <= now
 
     def _release(self, seat: Seat) -> float:
         """When to begin its next chunk: not before it must be, for its viewer may change their mind."""
@@ -293,11 +359,30 @@ class Engine:
         self.seats[session] = Seat(session, self.clock())
         return session
 
-    def _ring(self, wants: Seat) -> Ring | None:
-        """A ring that is free, if need be that of the one who needs it least."""
+    def _anew(self, seat: Seat) -> None:
+        """What its session shows next has nothing to do with what it has shown."""
+        seat.leave()
+        seat.reel, seat.due = None, self.clock()
+
+    def _is_open(self, seat: Seat) -> bool:
+        """Whether it is served still: who is asked what to show next may have closed anyone."""
+        return self.seats.get(seat.session) is seat
+
+    def _held(self, ring: Ring, made: Callable[[Ring], Session]) -> Session:
+        """A session made with a ring, which is free again if that fails."""
+        try:
+            session = self._seated(made(ring))
+        except BaseException:
+            self._spare.append(ring)
+            raise
+        self.seats[session].holds = True
+        return session
+
+    def _ring(self, wants: Seat | None) -> Ring | None:
+        """A ring that is free, if need be that of the one who needs it last."""
         if not self._spare:
             idle = (seat for seat in self.seats.values() if seat.holds and seat.work is None and seat is not wants)
-            least = min(idle, key=lambda seat: (seat.wants, seat.begun), default=None)
+            least = min(idle, key=lambda seat: (seat.wants, -seat.due), default=None)
             if least is not None:
                 self._give_back(least)
         return self._spare.pop() if self._spare else None
@@ -305,7 +390,9 @@ class Engine:
     def _give_back(self, seat: Seat) -> None:
         if seat.holds:
             ring, seat.holds = seat.session.sleep(), False
-            if not isinstance(self.model, Graphs):  # which replay on the memory that they know
+            if isinstance(self.model, Graphs):
+                self.model.forget(ring)  # but not the memory, which it replays on
+            else:
                 ring.drop()
             self._spare.append(ring)
 
@@ -316,6 +403,6 @@ def _shape(group: Sequence[Seat]) -> tuple[object, ...] | None:
 
 def _alone(model: Model, asked: Pass) -> Latents | Exception:
     try:
-        return together(model, [asked])[0]
+        return model(asked.x, asked.sigma, asked.cond, asked.layout)
     except Exception as failed:
         return failed

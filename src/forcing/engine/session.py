@@ -1,7 +1,9 @@
 """One viewer of a world, without sockets: told something before each chunk, it shows the next frames, without end."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal, get_args
 
 import torch
@@ -22,6 +24,7 @@ from forcing.world import World, pieces
 
 Switch = Literal["blend", "cut", "recache"]
 KEEP = 512  # latent frames of a session that can be gone back to
+TEXTS = 16  # prompts whose texts an engine keeps
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,28 @@ class Shown:
         return self.reel.take()
 
 
+class Shelf:
+    """What is made once for all sessions of a world: texts of the newest prompts, and its digest, which takes time."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self._texts: OrderedDict[str | None, Mapping[str, Tensor]] = OrderedDict()
+
+    @cached_property
+    def digest(self) -> str:
+        return self.world.digest
+
+    def text(self, prompt: str | None, device: torch.device) -> Mapping[str, Tensor]:
+        """The same tensors whoever asks: what is told the same is not kept twice, nor taken for something new."""
+        if prompt not in self._texts:
+            static = self.world.cond([prompt], None, 1).static
+            self._texts[prompt] = {name: value.to(device) for name, value in static.items()}
+        self._texts.move_to_end(prompt)
+        while len(self._texts) > TEXTS:
+            self._texts.popitem(last=False)
+        return self._texts[prompt]
+
+
 @dataclass(frozen=True)
 class Setup:
     """What all sessions of an engine share. size: (channels, height, width) of a latent frame.
@@ -75,6 +100,11 @@ class Setup:
     keep: int = KEEP
     savings: Savings = ALL
     side: torch.cuda.Stream | None = None
+    shelf: Shelf | None = field(default=None, repr=False, compare=False)  # made here, and of this world
+
+    def __post_init__(self) -> None:
+        if self.shelf is None or self.shelf.world is not self.world:
+            object.__setattr__(self, "shelf", Shelf(self.world))
 
     @staticmethod
     def of(
@@ -99,8 +129,14 @@ class Setup:
 
     def text(self, prompt: str | None) -> Mapping[str, Tensor]:
         """What the model is told of a prompt."""
-        static = self.world.cond([prompt], None, 1).static
-        return {name: value.to(self.device) for name, value in static.items()}
+        assert self.shelf is not None
+        return self.shelf.text(prompt, self.device)
+
+    @property
+    def digest(self) -> str:
+        """Identifies the world; see `World.digest`."""
+        assert self.shelf is not None
+        return self.shelf.digest
 
     def projector(self) -> Projector:
         """One stream of pictures."""
@@ -132,12 +168,13 @@ class Session:
         self.reset(seed=seed, start=start)
 
     def reset(self, *, seed: int, start: Pixels | None = None, plan: Plan | None = None) -> None:
-        """Begin anew, as a new generation; by another plan, if one is given."""
-        self.setup = self.setup.by(plan)
-        how, world = self.setup.how, self.setup.world
+        """Begin anew, as a new generation; by another plan, if one is given. After an error it is as it was."""
         if seed < 0:
             raise ValueError(f"seed is {seed}: it must be 0 or more")
-        self.seed, self.start = seed, None if start is None else self._encoded(start)
+        latents = None if start is None else self._encoded(start)
+        self.setup = self.setup.by(plan)
+        how, world = self.setup.how, self.setup.world
+        self.seed, self.start = seed, latents
         self.random = seeded(seed, "generate", device=str(self.setup.device))
         self.ring.clear()
         shape = (1, how.chunk, *self.setup.size)
@@ -145,9 +182,10 @@ class Session:
         self.history = History(self.setup.keep, how.sink)
         self.decode = self.setup.projector()
         self.frame = self.place = 0  # number of the next frame: in the session, and in the scene
+        self.given = 0  # frames that it began with, once they have been shown
         self.generation += 1
-        self.asleep = False
-        self._text: tuple[str | None, Mapping[str, Tensor]] | None = None
+        self.asleep = self.blind = False  # whether the past, and the decoder's memory, must be made again
+        self._text: tuple[str | None, Mapping[str, Tensor]] | None = None  # of the newest chunk
 
     @torch.no_grad()
     def next(self) -> Shown:
@@ -166,51 +204,65 @@ class Session:
         if self.start is not None:
             return (yield from self._open(self.start))
         told, before = self.listen(self.frame), self._text
-        cond = self._cond(told)
-        random = self.random.get_state()
+        cond, random, generation = self._cond(told), self.random.get_state(), self.generation
+        switch = told.switch if before is not None and before[0] != told.prompt else None
+        recache = Recache(self.frame, told.prompt, cond.static) if switch == "recache" else None
         try:
-            if before is not None and before[0] != told.prompt:
-                yield from self._switch(told.switch, told.prompt, cond)
+            if switch == "cut":
+                self.stream.forget()
+            elif recache is not None:
+                yield from self._replay(recache)
             latents = yield from self.stream.chunk(cond)
-            return self._show(latents, cond, told, random)
+            shown = self._show(latents, cond, told, random, cut=switch == "cut")
         except BaseException:  # also where nobody wants it any more
-            self.random.set_state(random)
-            self._text, self.asleep = before, True
+            if self.generation == generation:  # else it has begun anew, or gone back, and nothing is left to undo
+                self.random.set_state(random)
+                self.asleep = True
             raise
+        if recache is not None:
+            self.history.recached.append(recache)
+        return shown
 
     def back(self, frame: int) -> None:
         """Go back to before the chunk that began at `frame`: what comes next is what came then, if it is told the same.
 
         ValueError where that is no longer kept. What was evicted from the window until then is not known any more.
         """
+        if 0 < frame < self.given:
+            raise ValueError(f"frame {frame} is one of the {self.given} that were given: go back to 0")
+        given = [chunk.latents for chunk in self.history if chunk.frame < self.given]
         chunk = self.history.back(frame)
+        self.start = torch.cat(given, 1) if frame < self.given else None
         self.frame, self.place = chunk.frame, chunk.place
         self.random.set_state(chunk.random)
         self.generation += 1
-        self.start = None
         self.go_on()
 
     def go_on(self) -> None:
         """Go on from what the history holds, whatever was in memory."""
         last = self.history.last
-        self.asleep, self._text = True, None if last is None else (last.prompt, last.cond.static)
+        self.asleep = self.blind = True
+        self._text = None if last is None else (last.prompt, last.cond.static)
+        if last is not None:  # which may be of another scene than what was gone back from
+            self.place = last.place + last.frames
 
     def sleep(self) -> Ring:
         """Give the memory away, which is cleared; the session makes it again from its kept latents when it goes on."""
         ring, self.ring = self.ring, self.setup.ring()
-        self.stream.past, self.asleep = self.ring, True
+        self.stream.past, self.asleep, self.blind = self.ring, True, True
         self.decode = self.setup.projector()
         ring.clear()
         return ring
 
-    def take(self, ring: Ring) -> None:
-        """Use this memory, which is clear, from here on; before the first frame, or after `sleep`."""
+    def use(self, ring: Ring) -> None:
+        """Use this memory from here on: it is clear, and so is the session's own, or it holds what that held."""
         self.ring = self.stream.past = ring
 
     def fork(self, listen: Callable[[int], Told], ring: Ring | None = None) -> "Session":
-        """Another session that goes on from here, as this one would."""
+        """Another session that goes on from here, as this one would; not while a chunk is being made."""
         other = Session(self.setup, listen, seed=self.seed, ring=ring)
-        other.start, other.frame, other.place, other.asleep = self.start, self.frame, self.place, self.asleep
+        other.start, other.frame, other.place, other.given = self.start, self.frame, self.place, self.given
+        other.asleep, other.blind = self.asleep, self.blind
         other.random.set_state(self.random.get_state())
         other.history, other.decode, other._text = self.history.fork(), self.decode.fork(), self._text
         other.ring.become(self.ring)
@@ -227,49 +279,43 @@ class Session:
 
     def _open(self, start: Latents) -> Work[Shown]:
         told, frames, random = Told(self.listen(0).prompt), start.shape[1], self.random.get_state()
+        history = History(self.setup.keep, self.setup.how.sink)
         self.stream.forget()
-        self.frame = self.place = 0
         for first, stop in pieces(frames, self.setup.how.chunk):
             cond = self._cond(told, stop - first)
             yield from self.stream.remember(start[:, first:stop], cond)
-            self.history.add(Chunk(start[:, first:stop], cond, told.prompt, self.frame, self.place, random))
-            self.frame, self.place = self.frame + stop - first, self.place + stop - first
-        self.start = None
-        return Shown(0, start[0], self.decode(start), None, self.generation)
-
-    def _switch(self, switch: Switch, prompt: str | None, cond: Cond) -> Work[None]:
-        if switch == "cut":
-            self.stream.forget()
-            self.place, self.decode = 0, self.setup.projector()
-        elif switch == "recache":
-            if self.history.last is not None:
-                self.history.recached.append(Recache(self.frame, prompt, cond.static))
-            yield from self._replay()
+            history.add(Chunk(start[:, first:stop], cond, told.prompt, first, first, random))
+        reel = self.decode(start)
+        self.history, self.start, self._text = history, None, (told.prompt, self.setup.text(told.prompt))
+        self.frame = self.place = self.given = frames
+        return Shown(0, start[0], reel, None, self.generation)
 
     def _wake(self) -> Work[None]:
         yield from self._replay()
-        self.decode = self.setup.projector()
-        for chunk in self.history.newest(self.setup.how.window):
-            self.decode(chunk.latents)
-        self.asleep = False
+        if self.blind:
+            self.decode = self.setup.projector()
+            for chunk in self.history.newest(self.setup.how.window):
+                self.decode(chunk.latents)
+        self.asleep = self.blind = False
 
-    def _replay(self) -> Work[None]:
+    def _replay(self, recache: Recache | None = None) -> Work[None]:
         """Make the past again, from its latents: as it was, while nothing has been evicted from it."""
         self.stream.forget()
-        for chunk in self.history.held(self.setup.how.window):
+        for chunk in self.history.held(self.setup.how.window, recache):
             yield from self.stream.remember(chunk.latents, chunk.cond, at=chunk.place)
 
     def _cond(self, told: Told, frames: int | None = None) -> Cond:
-        """As the model is told; the text is encoded where it is another than before."""
+        """As the model is told; the text is that of the newest chunk, where it says the same."""
         frames, device = frames or self.setup.how.chunk, self.setup.device
         actions = None if told.actions is None else [list(told.actions)]
-        if self._text is None or self._text[0] != told.prompt:
-            self._text = told.prompt, self.setup.text(told.prompt)
-        per_frame = self.setup.world.pressed(1, actions, frames)
-        return Cond(self._text[1], {name: value.to(device) for name, value in per_frame.items()})
+        per_frame, text = self.setup.world.pressed(1, actions, frames), self._text
+        static = text[1] if text is not None and text[0] == told.prompt else self.setup.text(told.prompt)
+        return Cond(static, {name: value.to(device, non_blocking=True) for name, value in per_frame.items()})
 
-    def _show(self, latents: Latents, cond: Cond, told: Told, random: Tensor) -> Shown:
-        reel, frame, frames = self.decode(latents), self.frame, latents.shape[1]
-        self.history.add(Chunk(latents, cond, told.prompt, frame, self.place, random))
-        self.frame, self.place = frame + frames, self.place + frames
+    def _show(self, latents: Latents, cond: Cond, told: Told, random: Tensor, *, cut: bool) -> Shown:
+        place, decode = (0, self.setup.projector()) if cut else (self.place, self.decode)
+        reel, frame, frames = decode(latents), self.frame, latents.shape[1]
+        self.history.add(Chunk(latents, cond, told.prompt, frame, place, random))
+        self.frame, self.place, self.decode = frame + frames, place + frames, decode
+        self._text = told.prompt, cond.static
         return Shown(frame, latents[0], reel, told, self.generation)

@@ -34,7 +34,8 @@ def begun(engine: Engine, listen: Callable[[int], Told], seed: int) -> Session:
     session = engine.open(listen, seed=seed)
     serve(engine, 1)
     fill(session)
-    engine.seats[session].usual = 0.0  # a first chunk takes longer than those to come
+    seat = engine.seats[session]
+    seat.usual, seat.reel = 0.0, None  # a first chunk takes longer than those to come
     return session
 
 
