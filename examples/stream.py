@@ -1,6 +1,6 @@
 """Stream from a world without a socket: a viewer who changes their mind, and a fork that takes another way.
 
-    python examples/stream.py [WORLD] [OUT.gif]
+python examples/stream.py [WORLD] [OUT.gif]
 """
 
 import sys

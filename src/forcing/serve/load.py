@@ -6,7 +6,6 @@ One process and one event loop: how late that loop itself is belongs to the resu
 import asyncio
 import http.client
 import io
-import random
 import socket
 import struct
 import time
@@ -137,7 +136,7 @@ class Viewer:
 
     def __init__(self, number: int, plan: Plan, marks: dict[int, int]) -> None:
         self.number, self.plan, self.marks, self.kind = number, plan, marks, plan.kind(number)
-        self.seen, self.random = Seen(), random.Random(f"{plan.seed} {number}")
+        self.seen, self.random = Seen(), np.random.default_rng([plan.seed, number])
         self.screen: Screen | None = None
         self.world: Mapping[str, Any] = {}
         self.now = asyncio.get_running_loop().time
@@ -243,7 +242,7 @@ class Viewer:
     async def _press(self, line: ClientConnection) -> None:
         self.event += 1
         keys = self.world["keys"]
-        held = [self.random.choice(keys)] if keys and self.event % 2 else []
+        held = [keys[int(self.random.integers(len(keys)))]] if keys and self.event % 2 else []
         self.pressed[self.event] = self.now()
         await self._say(line, "keys", id=self.event, held=held)
 
