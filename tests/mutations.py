@@ -633,7 +633,6 @@ MUTATIONS = [
         ("engine/schedule.py", "*(POLL for seat in busy if seat.reel is not None)", ""),
         ("engine/schedule.py", "if not reel.fine:", "if False:"),
         ("engine/schedule.py", "            else:\n                begins = False", ""),
-        ("engine/schedule.py", "begins = len(shapes) == 1", "pass"),
         ("engine/schedule.py", "self._spare[:1] if graphs is None", "() if graphs is None"),
         ("engine/schedule.py", "            self._warm_abreast()", "            pass"),
         ("engine/schedule.py", '(("merge", 2), ("eager", 4))', '(("eager", 4),)'),

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from engine_toys import Changed, pictures, setup, told, world
+from engine_toys import PLANS, Changed, pictures, setup, told, world
 from test_session import close, plainly, sizes
 
 from forcing.engine.graphs import by_hand
@@ -121,7 +121,7 @@ def test_a_chunk_is_begun_just_before_it_is_due():
         assert wait is not None
         clock.now += wait
     gaps = np.diff(shown[2:])
-    assert np.allclose(gaps, 0.1, atol=0.012)
+    assert np.allclose(gaps, 0.1, atol=0.012) and abs(gaps.mean() - 0.1) < 1e-3  # being early does not add up
     ages = np.array(shown[5:]) - np.array(asked[5:])
     assert (ages < 0.03).all()  # told late, not a period before
 
@@ -234,8 +234,9 @@ def test_who_is_due_last_gives_memory_back():
     assert sum(map(len, shown.values())) - before == len(paid.batches) == 40
 
 
+@pytest.mark.parametrize(("steps", "longest"), [(1, 0.05), (4, 0.1)])
 @pytest.mark.parametrize("batch", [1, 2, 4])
-def test_nobody_is_asked_long_before_their_turn(batch):
+def test_nobody_is_asked_long_before_their_turn(batch, steps, longest):
     made, clock, asked, ages = setup(world(), "1 step"), Clock(), {}, []
     made.world.model = Paid(made.world.model, clock, 0.01)
     engine = Engine(made, batch=batch, fps=10.0, clock=clock)
@@ -247,11 +248,12 @@ def test_nobody_is_asked_long_before_their_turn(batch):
 
         return listen
 
-    numbers = {engine.open(viewer(number), seed=number): number for number in range(20)}
+    plans = (None, PLANS["1 step" if steps == 1 else "4 steps"])
+    numbers = {engine.open(viewer(number), seed=number, plan=plans[number % 2]): number for number in range(20)}
     while clock.now < 4:
         ages += [clock.now - asked.pop((numbers[session], shown.frame)) for session, shown in engine.tick()]
         clock.now += engine.wait() or 0.0
-    assert len(ages) > 300 and max(ages) < 0.05
+    assert len(ages) > 100 and max(ages) < longest
 
 
 class Later:

@@ -277,9 +277,6 @@ class Engine:
                 self._begin(seat, now, happened)
             if seat.asked is None or not self._is_open(seat):
                 continue
-            if not group:
-                shapes = {each.asked.shape for each in self.seats.values() if each.asked is not None}
-                begins = len(shapes) == 1
             if not group or seat.asked.shape == _shape(group):
                 group.append(seat)
             else:

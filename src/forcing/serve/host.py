@@ -324,7 +324,10 @@ class Host:
         heard, took, generation = viewer.heard, round(1e6 * max(0.0, now - viewer.begun)), viewer.generation
 
         def frames() -> orders.AnyReport:
-            codec, images = _encoded(shown.pictures)
+            try:
+                codec, images = _encoded(shown.pictures)
+            except ValueError as wrong:  # on a GPU it is known only now
+                return orders.Failed(number, _told(wrong))
             beside = _encoded(np.stack(reality))[1] if reality else []
             return orders.Frames(number, generation, frame, latent, heard, took, codec, images, beside)
 
