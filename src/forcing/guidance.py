@@ -1,8 +1,9 @@
 """Classifier-free guidance: one formula, and a backbone that applies it to itself."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
+from torch import Tensor
 
 from forcing.backbone import Backbone
 from forcing.cond import Cond
@@ -30,3 +31,22 @@ class Guided:
 
     def cache(self, batch: int, *, window: int, sink: int = 0) -> Cache:
         return self.model.cache(batch if self.scale == 1 else 2 * batch, window=window, sink=sink)
+
+
+def once(uncond: Callable[[Cond], Cond]) -> Callable[[Cond], Cond]:
+    """The same, asked again only where static conditions or shapes change: no guidance depends on more."""
+    known: tuple[Mapping[str, Tensor], list[torch.Size], Cond] | None = None
+
+    def asked(cond: Cond) -> Cond:
+        nonlocal known
+        shapes = [value.shape for value in cond.per_frame.values()]
+        if known is None or not same(known[0], cond.static) or known[1] != shapes:
+            known = cond.static, shapes, uncond(cond)
+        return known[2]
+
+    return asked
+
+
+def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether these are the very same tensors."""
+    return one.keys() == other.keys() and all(one[name] is other[name] for name in one)

@@ -1,4 +1,8 @@
-"""The only generation loop: training, evaluation, sampling and serving all run it."""
+"""The only way from noise to clean, `walk`, and the only plain generation loop around it.
+
+Training, evaluation and sampling run `rollout`; the engine walks the same steps in fewer passes, and is compared with
+it.
+"""
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from forcing.backbones.wan import WanConfig
 from forcing.codecs import Codec
 from forcing.cond import Cond
 from forcing.convert import load_wan
-from forcing.guidance import Guided
+from forcing.guidance import Guided, once
 from forcing.kit import CODEC, Kit, SmallKit, WanKit
 from forcing.recipe import Recipe, Sampling, dump, parse
 from forcing.rollout import remember, rollout
@@ -151,7 +151,7 @@ class World:
         `rng` is of the device that the model is on; what is yielded is there, too.
         """
         how = sampling or self.recipe.sampling
-        model: Backbone = Guided(self.model, how.guidance, _once(self.uncond))
+        model: Backbone = Guided(self.model, how.guidance, once(self.uncond))
         cache = model.cache(clips, window=how.window, sink=how.sink)
         shape = (clips, how.chunk, *(latents or self.latents))
         chunks = rollout(model, _placed(conds, rng.device), shape, how.plan, cache, rng)
@@ -177,19 +177,6 @@ def _placed(conds: Iterable[Cond], device: torch.device) -> Iterator[Cond]:
             here = {name: value.to(device) for name, value in cond.static.items()}
         last = cond
         yield Cond(here, {name: value.to(device) for name, value in cond.per_frame.items()})
-
-
-def _once(uncond: Callable[[Cond], Cond]) -> Callable[[Cond], Cond]:
-    """The same, asked again only where the conditions have other shapes."""
-    known: dict[tuple[torch.Size, ...], Cond] = {}
-
-    def asked(cond: Cond) -> Cond:
-        shapes = tuple(value.shape for value in (*cond.static.values(), *cond.per_frame.values()))
-        if shapes not in known:
-            known[shapes] = uncond(cond)
-        return known[shapes]
-
-    return asked
 
 
 def pieces(frames: int, chunk: int) -> list[tuple[int, int]]:

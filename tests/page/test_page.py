@@ -11,22 +11,14 @@ from typing import get_args
 
 import msgspec
 import pytest
+from chromium import CHROMIUM, FLAGS
 
 from forcing.serve import wire
 
 HERE = Path(__file__).parent
 PAGE = Path(wire.__file__).parent / "page"
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
-NODE, CHROMIUM = shutil.which("node"), shutil.which("chromium") or shutil.which("google-chrome")
+NODE = shutil.which("node")
 needs_node = pytest.mark.skipif(NODE is None, reason="node is not installed")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 

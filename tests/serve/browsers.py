@@ -4,9 +4,7 @@ import base64
 import importlib.util
 import io
 import json
-import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -20,20 +18,11 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from chromium import CHROMIUM, FLAGS
 from PIL import Image
 
 from forcing.serve import mock, wire
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 SOON = 30.0  # seconds until something must have happened, on a busy machine
 DESK = {"viewport": {"width": 1280, "height": 800}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "has_touch": True, "is_mobile": True}

@@ -48,7 +48,7 @@ TABLES = (  # title, part of the results, columns
     ("latent frames a second over the plain loop's; arithmetic, and its share of the limit here", "speed", SPEED),
     ("frames a second without the saving that a column names, over the whole engine's", "speed", "steps chunk without"),
     ("ms a latent frame: plain loop, engine, engine without the saving named{note}", "speed", "steps chunk ms"),
-    ("ms to a first frame, from key to picture, and between chunks{note}", "latency", LATENCY),
+    ("ms to a first frame, from hearing keys to their picture, and between chunks{note}", "latency", LATENCY),
     ("sessions at once, without pictures: latent frames a second over those of one", "sessions", SESSIONS),
     ("one session, minute by minute: ms between chunks{note}", "minutes", "chunks p50 p95 p99 MB"),
 )

@@ -16,7 +16,7 @@ import tyro
 from rich.console import Console
 
 from forcing import files, flow, media
-from forcing.cli import script, take
+from forcing.cli import play, script, take
 from forcing.cli.bar import Bar
 from forcing.cli.options import read, shown
 from forcing.cli.setting import known, shipped, shipped_base
@@ -29,7 +29,7 @@ from forcing.rollout import Plan
 from forcing.world import World
 
 FRAMES = 64
-FAVOURITES = ("dmd-2step", "dmd-4step", "dmd-1step", "cd", "ar", "base")
+FAVOURITES = (*play.FAVOURITES, "base")
 MOST_STEPS = 1000
 
 Append = tyro.conf.UseAppendAction

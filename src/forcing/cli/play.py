@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from forcing.rollout import Plan
     from forcing.world import World
 
+# as in cli.setting, which loads torch: the gateway does without
 SHIPPED = Path(__file__).resolve().parent.parent / "shipped" / "rooms"
 FAVOURITES = ("dmd-2step", "dmd-4step", "dmd-1step", "cd", "ar")
 ROOMS = "rooms"

@@ -1,7 +1,7 @@
 """What a session has shown: clean latents, what was told, and the random state before each chunk.
 
-A thousandth of the keys and values that were made of it, and enough to make them again: after a prompt switch, a crash,
-a move to another machine, or once an idle session has given its memory back.
+Far smaller than the keys and values that were made of it, and enough to make them again: after a prompt switch, a
+crash, a move to another machine, or once an idle session has given its memory back.
 """
 
 from collections import deque

@@ -63,7 +63,7 @@ class Shown:
         return self.reel.take()
 
 
-class Shelf:
+class Shared:
     """What is made once for all sessions of a world: texts of the newest prompts, and its digest, which takes time."""
 
     def __init__(self, world: World) -> None:
@@ -100,11 +100,11 @@ class Setup:
     keep: int = KEEP
     savings: Savings = ALL
     side: torch.cuda.Stream | None = None
-    shelf: Shelf | None = field(default=None, repr=False, compare=False)  # made here, and of this world
+    shared: Shared | None = field(default=None, repr=False, compare=False)  # made here, and of this world
 
     def __post_init__(self) -> None:
-        if self.shelf is None or self.shelf.world is not self.world:
-            object.__setattr__(self, "shelf", Shelf(self.world))
+        if self.shared is None or self.shared.world is not self.world:
+            object.__setattr__(self, "shared", Shared(self.world))
 
     @staticmethod
     def of(
@@ -129,14 +129,14 @@ class Setup:
 
     def text(self, prompt: str | None) -> Mapping[str, Tensor]:
         """What the model is told of a prompt."""
-        assert self.shelf is not None
-        return self.shelf.text(prompt, self.device)
+        assert self.shared is not None
+        return self.shared.text(prompt, self.device)
 
     @property
     def digest(self) -> str:
         """Identifies the world; see `World.digest`."""
-        assert self.shelf is not None
-        return self.shelf.digest
+        assert self.shared is not None
+        return self.shared.digest
 
     def projector(self) -> Projector:
         """One stream of pictures."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from forcing import flow
 from forcing.cond import Cond
 from forcing.engine.passes import Model, Pass, Work
-from forcing.guidance import guide
+from forcing.guidance import guide, once, same
 from forcing.layout import Cache, Layout, after, merged
 from forcing.recipe import Sampling
 from forcing.rollout import walk
@@ -56,11 +56,10 @@ class Stream:
         uncond: Callable[[Cond], Cond] = Cond.blank,
         savings: Savings = ALL,
     ) -> None:
-        self.model, self.how, self.shape, self.past, self.rng, self.uncond = model, how, shape, past, rng, uncond
-        self.savings = savings
+        self.model, self.how, self.shape, self.past, self.rng, self.savings = model, how, shape, past, rng, savings
+        self.uncond = once(uncond)
         self._waiting: tuple[Latents, Cond] | None = None  # the newest chunk, clean but not settled
         self._told: tuple[Mapping[str, Tensor], Mapping[str, Tensor]] | None = None  # static conditions, and made ready
-        self._blank: tuple[Mapping[str, Tensor], list[torch.Size], Cond] | None = None  # guidance's other side, of what
         self._sigmas: dict[tuple[float, ...], Sigma] = {}
         self._levels: dict[tuple[tuple[float, ...], int], Mapping[str, Tensor]] = {}
         self._origin = past.end
@@ -156,18 +155,11 @@ class Stream:
     def _ready(self, cond: Cond) -> Cond:
         known = cond.static
         if self.how.guidance != 1:
-            cond = cond.beside(self._other(cond))
+            cond = cond.beside(self.uncond(cond))
         # the same tensors are the same conditions: what was made of them is used again
-        if self._told is None or not _same(self._told[0], known):
+        if self._told is None or not same(self._told[0], known):
             self._told = known, self.model.prepare(cond).static if self.savings.texts else cond.static
         return Cond(self._told[1], cond.per_frame)
-
-    def _other(self, cond: Cond) -> Cond:
-        """The other side of guidance, which only what is static, and shapes, can change."""
-        shapes = [value.shape for value in cond.per_frame.values()]
-        if self._blank is None or not _same(self._blank[0], cond.static) or self._blank[1] != shapes:
-            self._blank = cond.static, shapes, self.uncond(cond)
-        return self._blank[2]
 
     def _sigma(self, levels: tuple[float, ...]) -> Sigma:
         """Each level for as many frames as a chunk has."""
@@ -181,7 +173,3 @@ class Stream:
         if key not in self._levels:
             self._levels[key] = self.model.embed(sigma)
         return self._levels[key]
-
-
-def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(one[name] is other[name] for name in one)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -74,7 +75,8 @@ def main(
     given = replace(given, device=place(given.device))
     if given.threads is not None:
         torch.set_num_threads(given.threads)
-    world = World.load(Path(given.world), device=given.device)
+    fast = None if given.device == "cpu" else torch.bfloat16  # float32 has no fast kernels there
+    world = World.load(Path(given.world), device=given.device, dtype=fast)
     Host(connection, given, world, plans(world)).run()
 
 
@@ -87,7 +89,6 @@ class Viewer:
     prompt: str | None
     keys: tuple[str, ...]
     chunk: int
-    switch: str = "blend"
     asked: deque[orders.Ask] = field(default_factory=deque)
     held: list[str] = field(default_factory=list)
     tapped: deque[str] = field(default_factory=deque)
@@ -119,6 +120,12 @@ class Viewer:
         while len(self.tapped) > MOST_TAPS:  # whoever taps faster than frames come should not steer for minutes
             self.tapped.popleft()
         self.event = order.event
+
+    def leave(self) -> None:
+        """Leave the environment beside."""
+        if self.env is not None:
+            self.env.close()
+            self.env = None
 
     def _key(self) -> str | int:
         if self.tapped:
@@ -235,7 +242,8 @@ class Host:
                 else:
                     self.engine.back(session, order.frame)  # which says what there is
                 last = session.history.last
-                viewer.prompt, viewer.env = viewer.prompt if last is None else last.prompt, None
+                viewer.prompt = viewer.prompt if last is None else last.prompt
+                viewer.leave()  # it cannot go back
             case orders.Film():
                 chunks = [chunk.latents for chunk in session.history]
                 threading.Thread(target=self._film, args=(order, chunks), daemon=True).start()
@@ -274,8 +282,8 @@ class Host:
         session, viewer = self.sessions.pop(number, None), self.viewers.pop(number, None)
         if session is not None:
             self.engine.close(session)
-        if viewer is not None and viewer.env is not None:
-            viewer.env.close()
+        if viewer is not None:
+            viewer.leave()
 
     def _check(self, prompt: str | None) -> None:
         self.world.text.encode([prompt])  # ValueError for a prompt that is not known
@@ -290,8 +298,11 @@ class Host:
     def _environment(self, order: orders.Open, start: Pixels | None) -> tuple[Env, Pixels]:
         if not self.options.reality or start is not None:
             raise ValueError("there is no environment to compare with" if start is None else "an image has no reality")
-        envs = {env.prompt: env for env in open_envs(self.options.reality)}
-        env = envs.get(order.prompt or "") or next(iter(envs.values()))
+        envs = open_envs(self.options.reality)
+        env = next((env for env in envs if env.prompt == order.prompt), envs[0])
+        for other in envs:
+            if other is not env:
+                other.close()
         return env, env.reset(order.seed % 2**31)[None]
 
     # ---- what is made
@@ -346,9 +357,7 @@ class Host:
 
     def _failed(self, number: int, what: Exception) -> None:
         self.sessions.pop(number, None)
-        viewer = self.viewers.pop(number)
-        if viewer.env is not None:
-            viewer.env.close()
+        self.viewers.pop(number).leave()
         full = isinstance(what, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(what)
         self._say(orders.Failed(number, _told(what), "busy" if full else "failed"))
 
@@ -367,12 +376,12 @@ class Host:
         self._reports.put(lambda: report)
 
     def _report(self) -> None:
-        while (made := self._reports.get()) is not None:
-            try:
-                self.connection.send_bytes(orders.pack(made()))
-            except (OSError, ValueError):  # nobody listens any more
-                self._gone.set()
-                return
+        try:
+            with suppress(OSError):  # nobody listens any more
+                while (made := self._reports.get()) is not None:
+                    self.connection.send_bytes(orders.pack(made()))
+        finally:
+            self._gone.set()  # whatever ended it: an engine that cannot report is of no use
 
 
 def filmed(world: World, chunks: list[torch.Tensor], fps: float) -> bytes:

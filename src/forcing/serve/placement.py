@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -187,7 +188,8 @@ def run(address: str, options: Options, plan: Plan, target: Target, said: Callab
         with socket.create_server((options.host, options.port)) as listening:
             said("http://{}:{}".format(*listening.getsockname()[:2]))
             config = uvicorn.Config(app(placement), log_level="warning", access_log=False, lifespan="off")
-            uvicorn.Server(config).run(sockets=[listening])
+            with suppress(KeyboardInterrupt):  # it was told to stop, and has
+                uvicorn.Server(config).run(sockets=[listening])
     finally:
         over.set()
         watching.join(LOOK_S + SILENT_S)
