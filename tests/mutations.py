@@ -611,7 +611,7 @@ MUTATIONS = [
         ("engine/schedule.py", "sorted(settling or ready, key=lambda seat: seat.due)", "settling or ready"),
         (
             "engine/schedule.py",
-            "[_alone(self.model, each) for each in passes] if len(passes) > 1 else [failed]",
+            "[_alone(self.model, each) for each in passes] if sharing > 1 else [failed]",
             "[failed] * len(passes)",
         ),
         ("engine/schedule.py", "else seat.credit - 1", "else seat.credit"),

@@ -321,6 +321,19 @@ def test_a_fork_goes_on_in_a_second_tab(page, server):
 
 
 @needs_chromium
+def test_a_fork_can_begin_earlier(page, server):
+    live(page, server)
+    until(page, "f.shown.latent > 12")
+    page.get_by_test_id("back-frames").fill("5")
+    with page.context.expect_page():
+        page.get_by_test_id("back-fork").click()
+    with page.context.expect_page():
+        page.get_by_test_id("timeline").click(position={"x": 50, "y": 30}, modifiers=["Shift"])
+    first, second = server.said(wire.Fork)
+    assert second.frame < 12 < first.frame + 8 and not server.said(wire.Back)
+
+
+@needs_chromium
 def test_a_film_is_saved(page, server):
     live(page, server)
     with page.expect_download() as saved:

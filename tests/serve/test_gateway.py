@@ -17,7 +17,7 @@ from starlette.websockets import WebSocket
 from forcing.serve import mock, orders, static, wire
 from forcing.serve.admission import Desk
 from forcing.serve.gateway import MOST_UPLOAD, repainted, run
-from forcing.serve.journal import Journal
+from forcing.serve.journal import End, Journal
 from forcing.serve.limits import Bucket, Shelf, Strikes
 from forcing.serve.line import Line
 from forcing.serve.metrics import Metrics
@@ -172,6 +172,11 @@ def test_a_fork_goes_on_from_the_same_moment(served):
                 seen = await other.look(3)
                 assert seen[0].seed == 5 and seen[0].frame >= 4 and seen[0].session != viewer.number
                 await viewer.look(2)
+            await viewer.say("fork", id=10, frame=2)
+            told = await viewer.until("ticket", id=10)
+            async with viewing(served, told["ticket"]) as other:
+                assert [seen.frame for seen in await other.look(2)] == [2, 3]
+                assert (await viewer.look(1))[0].frame > 4
 
     asyncio.run(main())
 
@@ -483,15 +488,16 @@ def test_the_journal_says_all_that_made_a_session(tmp_path):
     kinds = [line["what"] for line in said]
     assert kinds[0] == "open" and kinds[-1] == "end" and "back" in kinds
     opened = said[0]
-    assert (opened["prompt"], opened["seed"], opened["steps"], opened["resumed"]) == ("a", 9, 2, False)
+    assert (opened["prompt"], opened["seed"], opened["steps"]) == ("a", 9, 2) and "saved" not in opened
+    assert opened["engine"]["told"]["sessions"] == served.options.sessions
     assert (tmp_path / f"{opened['image']}.png").is_file()
     assert next(line for line in said if line["what"] == "press")["tapped"] == ["right"]
-    applied = next(line for line in said if line["what"] == "applied")
+    began = next(line["latent"] for line in said if line.get("asked"))
     for mark in viewer.pictures:
         logged = [line for line in said if line["what"] == "chunk" and line["generation"] == mark.generation]
         assert [line["event"] for line in logged if line["latent"] == mark.frame] == [mark.event]
         if mark.generation == 1:
-            assert (mark.prompt == zlib.crc32(b"b")) == (mark.frame >= applied["frame"])
+            assert (mark.prompt == zlib.crc32(b"b")) == (mark.frame >= began)
 
 
 def test_a_full_disk_ends_the_journal_and_not_the_session(tmp_path):
@@ -499,8 +505,8 @@ def test_a_full_disk_ends_the_journal_and_not_the_session(tmp_path):
     journal.file.close()
     journal.file = open("/dev/full", "wb")  # noqa: PTH123, SIM115
     full = journal.file
-    journal.note("chunk", latent=1)
-    journal.note("chunk", latent=2)
+    journal.note(End(reason="one"))
+    journal.note(End(reason="two"))
     journal.end()
     assert not [*tmp_path.glob("*.jsonl")]
     with pytest.raises(OSError):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from forcing.serve.replay import Replay
 
 SIDE = 448  # smaller pictures are enlarged to about so many pixels
-KEPT = ("fps", "frame", "reality")  # of what the engine was told then
+KEPT = ("fps", "frame", "reality", "threads")  # of what the engine was told then
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Options:
     """Make a session again from the log that forcing play --logs kept: the same pictures, one after another.
 
     LOG is a file of that folder; images that the session began with, and the log of a session that it was forked from,
-    are looked for beside it. Without --out, only a digest of the pictures is shown, to compare with another.
+    are looked for beside it. Each picture is compared with what was shown: on the same machine, they are the same.
     """
 
     log: tyro.conf.Positional[Annotated[Path, shown("LOG.jsonl", name="LOG")]]
@@ -44,15 +44,16 @@ def run(args: Sequence[str], console: Console) -> int:
     """Make it again, and say what was made."""
     options = read(Options, args, "replay")
     try:
-        from forcing.serve import host, replay
+        from forcing.serve import host, journal, replay
     except ModuleNotFoundError as missing:
         raise ValueError(f'{missing.name} is not installed: pip install "forcing[serve]"') from missing
-    log = replay.Log.read(options.log)
+    log = journal.Log.read(options.log)
     if log.cut and not options.cut:
         raise ValueError(f"{options.log} is cut: its last line is no end of a session; --cut makes what there is")
     if not log.chunks:
         raise ValueError(f"{options.log} has no chunks: nothing was shown in this session")
-    told = _told(options, log.engine)
+    engine = log.engine
+    told = _told(options, {} if engine is None else engine.told)
     if options.out is not None:
         media.check(options.out, fps=told["fps"], scale=1)
         files.probe(options.out)
@@ -63,8 +64,8 @@ def run(args: Sequence[str], console: Console) -> int:
         _make(options, again, told["fps"], console)
     finally:
         studio.close()
-    for doubt in again.doubts:
-        console.print(f"note: {doubt}")
+    for there in sorted(log.machines - {"", studio.machine}):
+        console.print(f"note: it was made with {there}; here it is {studio.machine}, and sums may round differently")
     if options.out is not None:
         console.print(f"wrote {options.out}")
     return 0
@@ -85,15 +86,15 @@ def _told(options: Options, kept: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _make(options: Options, again: Replay, fps: float, console: Console) -> None:
-    seen, pictures, total = hashlib.sha256(), 0, again.log.chunks
+    seen, pictures, total, same = hashlib.sha256(), 0, again.log.chunks, 0
     height, width = again.studio.options.frame or again.studio.world.kit.frame
     with Bar("replaying", "chunks", console) as bar:
 
         def made() -> Iterator[Pixels]:
-            nonlocal pictures
+            nonlocal pictures, same
             for number, each in enumerate(again.run(), 1):
                 seen.update(each.pictures.tobytes())
-                pictures += len(each.pictures)
+                pictures, same = pictures + len(each.pictures), same + (each.same is True)
                 bar.show(number, total, f"frame {each.latent}")
                 yield each.pictures
 
@@ -105,3 +106,9 @@ def _make(options: Options, again: Replay, fps: float, console: Console) -> None
                 for frames in made():
                     film.add(frames)
     console.print(f"{pictures} pictures of {width}x{height} in {total} chunks; sha256 {seen.hexdigest()[:16]}")
+    if again.differ:
+        console.print(
+            f"{same} chunks are as they were shown; the first that differs begins with frame {again.differ[0]}"
+        )
+    else:
+        console.print(f"all {same} chunks are as they were shown, to the bit")

@@ -1,6 +1,6 @@
 """Work as a sequence of passes that someone else makes: so passes of several sessions can be made as one."""
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -51,10 +51,15 @@ Work = Generator[Pass, Latents, T]  # yields passes, is sent the velocities, ret
 
 def run(model: Model, work: Work[T]) -> T:
     """Make the passes of one work."""
+    return drive(lambda asked: model(asked.x, asked.sigma, asked.cond, asked.layout), work)
+
+
+def drive(make: Callable[[Pass], Latents], work: Work[T]) -> T:
+    """Make the passes of one work in a way of one's own."""
     try:
         asked = next(work)
         while True:
-            asked = work.send(model(asked.x, asked.sigma, asked.cond, asked.layout))
+            asked = work.send(make(asked))
     except StopIteration as done:
         return done.value
 

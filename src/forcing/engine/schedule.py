@@ -6,7 +6,7 @@ more to do than time, every session's frames come later by the same measure, and
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from inspect import GEN_RUNNING, getgeneratorstate
 from typing import Literal
 
@@ -16,7 +16,7 @@ from forcing.codecs import Pixels
 from forcing.engine.graphs import Graphs, Recorder
 from forcing.engine.passes import Model, Pass, Together, Work, run
 from forcing.engine.reel import Reel
-from forcing.engine.session import Session, Setup, Shown, Told
+from forcing.engine.session import Making, Session, Setup, Shown, Told
 from forcing.ring import Ring
 from forcing.rollout import Plan
 from forcing.shapes import Latents
@@ -44,6 +44,7 @@ class Seat:
     holds: bool = False  # keys and values in memory
     reel: Reel | None = None  # shown, but perhaps not made yet: a device does what it is asked later
     asked: Pass | None = None  # the pass that it waits for
+    making: Making = field(default_factory=Making)  # of what it is to show next, so far
     work: Work[Shown | None] | None = field(default=None, repr=False)
 
     @property
@@ -52,17 +53,18 @@ class Seat:
         return not self.paused and (self.credit is None or self.credit > 0)
 
     def begin(self, work: Work[Shown | None]) -> Shown | None:
-        self.work = work
+        self.work, self.making = work, replace(self.making, woken=self.session.asleep)
         return self._went(lambda: next(work))
 
-    def go_on(self, v: Latents) -> Shown | None:
-        work = self.work
+    def go_on(self, v: Latents, sharing: int) -> Shown | None:
+        """The velocity that it asked for, of a pass that so many sessions shared."""
+        work, self.making = self.work, replace(self.making, shared=(*self.making.shared, sharing))
         assert work is not None
         return self._went(lambda: work.send(v))
 
     def leave(self) -> None:
         """Give up what is being made; it can be begun anew."""
-        work, self.work, self.asked = self.work, None, None
+        work, self.work, self.asked, self.making = self.work, None, None, Making()
         # it runs where a viewer, who is asked what to show next, closes their own session
         if work is not None and getgeneratorstate(work) != GEN_RUNNING:
             work.close()
@@ -72,7 +74,11 @@ class Seat:
             self.asked = step()
         except StopIteration as done:
             self.work = self.asked = None
-            return done.value
+            making, self.making = self.making, Making()
+            if done.value is None:
+                self.making = Making(settled=sum(making.shared))  # of one pass
+                return None
+            return replace(done.value, making=making)
         except Exception:
             self.work = self.asked = None
             raise
@@ -174,7 +180,9 @@ class Engine:
             self._seat(session)  # which has been closed, if that failed
             return session.fork(listen, ring)
 
-        return self._held(ring, forked)
+        other = self._held(ring, forked)
+        self.seats[other].making = seat.making
+        return other
 
     def close(self, session: Session) -> None:
         """Forget a session; nothing happens if it is closed already."""
@@ -296,15 +304,17 @@ class Engine:
 
     def _pass(self, group: Sequence[Seat], happened: list[Happened]) -> None:
         passes = [seat.asked for seat in group if seat.asked is not None]
+        sharing = len(passes)
         try:
             made: list[Latents | Exception] = [*self._together(self.model, passes)]
         except Exception as failed:  # one of them may be to blame: the others go on
-            made = [_alone(self.model, each) for each in passes] if len(passes) > 1 else [failed]
+            made = [_alone(self.model, each) for each in passes] if sharing > 1 else [failed]
+            sharing = 1
         for seat, v in zip(group, made, strict=True):
             if isinstance(v, Exception):
                 self._failed(seat, v, happened)
             else:
-                self._step(seat, lambda seat=seat, v=v: seat.go_on(v), happened)
+                self._step(seat, lambda seat=seat, v=v: seat.go_on(v, sharing), happened)
 
     def _step(self, seat: Seat, step: Callable[[], Shown | None], happened: list[Happened]) -> None:
         try:

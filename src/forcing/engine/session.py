@@ -45,10 +45,23 @@ class Told:
 
 
 @dataclass(frozen=True)
+class Making:
+    """How frames came about, as far as their last digits depend on it: sums of other shapes round differently.
+
+    woken: their past was made again from latents. settled: sessions that shared the pass in which the chunk before was
+    settled, 0 where it was not by itself. shared: sessions in each of their own passes.
+    """
+
+    woken: bool = False
+    settled: int = 0
+    shared: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Shown:
     """Frames as they are made. frame: number of the first latent one. told: None for those that were given.
 
-    latents: [F, channels, height, width]. generation: which beginning they follow.
+    latents: [F, channels, height, width]. generation: which beginning they follow. making: as an engine made them.
     """
 
     frame: int
@@ -56,6 +69,7 @@ class Shown:
     reel: Reel
     told: Told | None
     generation: int
+    making: Making = Making()
 
     @property
     def pictures(self) -> Pixels:

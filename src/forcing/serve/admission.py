@@ -4,8 +4,7 @@ import secrets
 import time
 from collections.abc import Callable
 
-from forcing.serve import orders, wire
-from forcing.serve.journal import Journal
+from forcing.serve import journal, orders, wire
 from forcing.serve.limits import Shelf
 from forcing.serve.metrics import Metrics
 from forcing.serve.options import Options
@@ -84,14 +83,16 @@ class Desk:
         data = None if saved is None else saved.data
         image = visit.image if saved is None else None
         visit.journal.note(
-            "open",
-            generation=visit.generation,
-            prompt=visit.prompt,
-            seed=begun.seed,
-            steps=begun.steps,
-            image=visit.journal.image(image),
-            reality=begun.reality,
-            resumed=saved is not None,
+            journal.Open(
+                generation=visit.generation,
+                prompt=visit.prompt,
+                seed=begun.seed,
+                engine=self._served(visit.engine),
+                steps=begun.steps,
+                image=visit.journal.image(image),
+                reality=begun.reality,
+                saved=None if saved is None else (saved.generation, saved.frame),
+            )
         )
         numbers = (visit.number, visit.generation, visit.prompt, begun.seed, begun.steps)
         visit.say(orders.Open(*numbers, image, data, begun.reality))
@@ -104,8 +105,14 @@ class Desk:
 
     def press(self, visit: Visit, event: int, held: list[str], tapped: list[str]) -> None:
         visit.event, visit.held = event, held
-        visit.journal.note("press", event=event, held=held, tapped=tapped)
+        visit.journal.note(journal.Press(event=event, held=held, tapped=tapped))
         visit.say(orders.Press(visit.number, event, held, tapped))
+
+    def back(self, visit: Visit, frame: int) -> None:
+        """Go back to before a latent frame, as a new generation."""
+        visit.anew()
+        visit.journal.note(journal.Back(frame=frame, generation=visit.generation))
+        visit.say(orders.Back(visit.number, visit.generation, frame))
 
     def fork(self, visit: Visit) -> Visit | None:
         """A session that goes on from where this one is, or None where its engine has no room."""
@@ -115,8 +122,8 @@ class Desk:
         other = self._new()
         other.begun, other.image, other.prompt, other.saved = visit.begun, visit.image, visit.prompt, visit.saved
         other.generation = visit.generation
-        other.journal.note("fork", of=visit.name, generation=visit.generation)
-        visit.journal.note("forked", to=other.name)
+        other.journal.note(journal.Fork(of=visit.name, generation=visit.generation, engine=self._served(engine)))
+        visit.journal.note(journal.Forked(to=other.name))
         self._seat(other, engine, opened=True)
         engine.say(orders.Fork(visit.number, other.number))
         return other
@@ -147,7 +154,7 @@ class Desk:
         if visit.state == "closed":
             return
         visit.stands("closed", reason)
-        visit.journal.note("end", reason=reason)
+        visit.journal.note(journal.End(reason=reason))
         visit.journal.end()
         self.visits.pop(visit.number)
         self.tickets.pop(visit.ticket, None)
@@ -182,10 +189,13 @@ class Desk:
         self.images.sweep()
         self.films.sweep()
 
+    def _served(self, engine: Engine) -> journal.Engine:
+        return journal.Engine(self.options.told, engine.digest, engine.machine)
+
     def _new(self) -> Visit:
         self._number += 1
         name = f"{self.name}-{self._number}"
-        visit = Visit(self._number, name, self.clock(), Journal(self.options.logs, name))
+        visit = Visit(self._number, name, self.clock(), journal.Journal(self.options.logs, name))
         self.visits[visit.number] = self.tickets[visit.ticket] = self.tickets[visit.resume] = visit
         return visit
 

@@ -3,7 +3,7 @@
 import time
 from typing import cast, get_args
 
-from forcing.serve import orders, wire
+from forcing.serve import journal, orders, wire
 from forcing.serve.admission import Desk
 from forcing.serve.supervisor import Engine
 from forcing.serve.visit import MOST_ASKS, Visit
@@ -53,19 +53,20 @@ def _steer(
             desk.press(visit, event, held, tapped)
         case wire.Pause(on=on):
             visit.paused = on
+            visit.journal.note(journal.Pause(on=on))
             visit.say(orders.Pause(visit.number, on))
             visit.stands("paused" if on else "live" if visit.engine is not None else "recovering")
         case wire.Back(frame=frame):
             _served(visit)
-            visit.anew()
-            visit.journal.note("back", frame=frame, generation=visit.generation)
-            visit.say(orders.Back(visit.number, visit.generation, frame))
+            desk.back(visit, frame)
             visit.stands(visit.state)
-        case wire.Fork(id=number):
+        case wire.Fork(id=number, frame=frame):
             _served(visit, number)
             other = desk.fork(visit)
             if other is None:
                 raise Refusal("busy", "there is no room for another session", id=number, retryable=True)
+            if frame is not None:
+                desk.back(other, frame)
             visit.tell(wire.Ticket(number, other.ticket))
         case wire.Film(id=number):
             _film(visit, number)
@@ -119,7 +120,7 @@ def _ask(desk: Desk, visit: Visit, said: wire.Ask) -> None:
         raise Refusal("busy", f"{MOST_ASKS} prompts are waiting already", id=said.id, retryable=True)
     order = orders.Ask(visit.number, said.id, text, said.switch)
     visit.asks[said.id] = desk.clock(), order
-    visit.journal.note("ask", event=said.id, prompt=text, switch=said.switch)
+    visit.journal.note(journal.Ask(event=said.id, prompt=text, switch=said.switch))
     visit.say(order)
     visit.tell(wire.Accepted(said.id))
 
@@ -152,11 +153,10 @@ _OfSession = orders.Frames | orders.Applied | orders.Saved | orders.Filmed | ord
 def _reported(desk: Desk, visit: Visit, report: _OfSession) -> None:
     match report:
         case orders.Frames():
+            visit.journal.note(_chunk(report))
             frames = 1 if desk.world is None else desk.world.frames
             if not visit.show(report, frames):
                 desk.metrics.dropped.labels("generation").inc()
-                return
-            visit.journal.note("chunk", latent=report.latent, event=report.event, generation=report.generation)
         case orders.Applied():
             _applied(desk, visit, report)
         case orders.Saved():
@@ -166,7 +166,7 @@ def _reported(desk: Desk, visit: Visit, report: _OfSession) -> None:
             _filmed(desk, visit, report)
         case orders.Refused():
             visit.asks.pop(-1 if report.event is None else report.event, None)
-            visit.journal.note("refused", event=report.event, code=report.code)
+            visit.journal.note(journal.Refused(event=report.event, code=report.code))
             visit.tell(wire.Wrong(_code(report.code), report.message, id=report.event))
         case orders.Failed():
             desk.metrics.failures.labels(_code(report.code)).inc()
@@ -183,8 +183,21 @@ def _applied(desk: Desk, visit: Visit, report: orders.Applied) -> None:
     at, order = visit.asks.pop(report.event)
     visit.prompt = order.prompt
     desk.metrics.applied.observe(desk.clock() - at)
-    visit.journal.note("applied", event=report.event, frame=report.frame, generation=report.generation)
     visit.tell(wire.Applied(report.event, report.frame, report.generation))
+
+
+def _chunk(made: orders.Frames) -> journal.Chunk:
+    return journal.Chunk(
+        generation=made.generation,
+        latent=made.latent,
+        event=made.event,
+        keys=made.keys,
+        asked=made.asked,
+        woken=made.woken,
+        settled=made.settled,
+        shared=made.shared,
+        pictures=made.pictures,
+    )
 
 
 def _filmed(desk: Desk, visit: Visit, report: orders.Filmed) -> None:

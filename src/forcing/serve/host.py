@@ -13,10 +13,11 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from forcing.envs.gym import Env, open_envs
 from forcing.kit import SmallKit
 from forcing.rollout import Plan
 from forcing.serve import orders, wire
+from forcing.serve.journal import fingerprint
 from forcing.train.compute import place
 from forcing.world import World
 
@@ -72,12 +74,32 @@ def main(
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the gateway decides when to leave
     given = Options(**options)
-    given = replace(given, device=place(given.device))
-    if given.threads is not None:
-        torch.set_num_threads(given.threads)
-    fast = None if given.device == "cpu" else torch.bfloat16  # float32 has no fast kernels there
-    world = World.load(Path(given.world), device=given.device, dtype=fast)
-    Host(connection, given, world, plans(world)).run()
+    opened(replace(given, device=place(given.device)), plans, partial(Host, connection)).run()
+
+
+H = TypeVar("H")
+
+
+def opened(
+    options: Options,
+    plans: Callable[[World], Mapping[int, Plan]],
+    made: Callable[[Options, World, Mapping[int, Plan]], H],
+) -> H:
+    """What is made of the world that is named, in this process as the options say."""
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    fast = None if options.device == "cpu" else torch.bfloat16  # float32 has no fast kernels there
+    world = World.load(Path(options.world), device=options.device, dtype=fast)
+    return made(options, world, plans(world))
+
+
+@dataclass(frozen=True)
+class Heard(Told):
+    """event: the newest keys that count. ask: the prompt that begins here. at: seconds of the clock."""
+
+    event: int = 0
+    ask: orders.Ask | None = None
+    at: float = 0.0
 
 
 @dataclass(eq=False)
@@ -91,26 +113,29 @@ class Viewer:
     chunk: int
     asked: deque[orders.Ask] = field(default_factory=deque)
     held: list[str] = field(default_factory=list)
-    tapped: deque[str] = field(default_factory=deque)
+    tapped: deque[str | int] = field(default_factory=deque)
     unheard: list[str] = field(default_factory=list)  # held, but no chunk has been begun since
     event: int = 0
-    heard: int = 0  # the newest event of keys when the present chunk was begun
-    begun: float = 0.0
-    applied: list[orders.Applied] = field(default_factory=list)
+    heard: Heard | None = None  # by the chunk in progress
     env: Env | None = None
     saved: float = 0.0
 
-    def listen(self, frame: int) -> Told:
+    def listen(self, _frame: int) -> Told:
         """Prompts one after another; of keys, those tapped since, and else the one held last."""
-        self.heard, self.begun = self.event, time.perf_counter()
-        switch = "blend"
-        if self.asked:
-            ask = self.asked.popleft()
-            self.prompt, switch = ask.prompt, ask.switch
-            self.applied.append(orders.Applied(self.number, ask.event, frame, self.generation))
+        ask = self.asked.popleft() if self.asked else None
+        if ask is not None:
+            self.prompt = ask.prompt
         actions = [self._key() for _ in range(self.chunk)] if self.keys else None
         self.unheard.clear()
-        return Told(self.prompt, actions, switch)
+        switch = "blend" if ask is None else ask.switch
+        self.heard = Heard(self.prompt, actions, switch, self.event, ask, time.perf_counter())
+        return self.heard
+
+    def unhear(self) -> None:
+        """The chunk in progress is given up: its prompt is still to begin."""
+        if self.heard is not None and self.heard.ask is not None:
+            self.asked.appendleft(self.heard.ask)
+        self.heard = None
 
     def press(self, order: orders.Press) -> None:
         before, self.held = self.held, [key for key in order.held if key in self.keys]
@@ -162,7 +187,8 @@ class Host:
         reporter = threading.Thread(target=self._report, daemon=True)
         reporter.start()
         self.engine.warm()
-        self._say(orders.Ready(self._described(), self.options.sessions))
+        setup = self.engine.setup
+        self._say(orders.Ready(self._described(), self.options.sessions, setup.digest, machine(setup.device)))
         try:
             while not self._gone.is_set() and self._obeyed():
                 self._tick()
@@ -241,9 +267,11 @@ class Host:
                     self.engine.back(session, starts[-1])  # any frame of a chunk means it
                 else:
                     self.engine.back(session, order.frame)  # which says what there is
+                viewer.unhear()
                 last = session.history.last
                 viewer.prompt = viewer.prompt if last is None else last.prompt
                 viewer.leave()  # it cannot go back
+                self._save(order.session)
             case orders.Film():
                 chunks = [chunk.latents for chunk in session.history]
                 threading.Thread(target=self._film, args=(order, chunks), daemon=True).start()
@@ -317,36 +345,46 @@ class Host:
         for session, what in happened:
             number = next(number for number, each in self.sessions.items() if each is session)
             if isinstance(what, Shown):
-                self._shown(number, session, what, now)
+                self._shown(number, what, now)
             else:
                 self._failed(number, what)
         if now - self._beaten > BEAT:
             self._beaten = now
             self._say(orders.Beat(self.progress, self.engine.wait() == 0.0, self.pass_ms))
 
-    def _shown(self, number: int, session: Session, shown: Shown, now: float) -> None:
+    def _shown(self, number: int, shown: Shown, now: float) -> None:
         viewer = self.viewers[number]
-        for applied in viewer.applied:
-            self._say(applied)
-        viewer.applied.clear()
+        told = shown.told if isinstance(shown.told, Heard) else viewer.heard or Heard()
+        viewer.heard = None if viewer.heard is told else viewer.heard  # of the next one, where this one was in the way
+        if told.ask is not None:
+            self._say(orders.Applied(number, told.ask.event, shown.frame, viewer.generation))
+        asked = None if told.ask is None else (told.ask.prompt, told.ask.switch)
+        keys = None if shown.told is None or told.actions is None else list(told.actions)
         frame, latent, reality = _number(shown.frame, self.world.codec.stride[0]), shown.frame, []
         if viewer.env is not None:
             reality = self._reality(viewer.env, shown)
-        heard, took, generation = viewer.heard, round(1e6 * max(0.0, now - viewer.begun)), viewer.generation
+        heard, took, generation = told.event, round(1e6 * max(0.0, now - told.at)), viewer.generation
 
         def frames() -> orders.AnyReport:
             try:
-                codec, images = _encoded(shown.pictures)
+                pictures = shown.pictures
             except ValueError as wrong:  # on a GPU it is known only now
                 return orders.Failed(number, _told(wrong))
-            beside = _encoded(np.stack(reality))[1] if reality else []
-            return orders.Frames(number, generation, frame, latent, heard, took, codec, images, beside)
+            codec, images = _encoded(pictures)
+            beside, how = _encoded(np.stack(reality))[1] if reality else [], shown.making
+            made = (number, generation, frame, latent, heard, took, codec, images, beside, keys, asked)
+            return orders.Frames(*made, how.woken, how.settled, list(how.shared), fingerprint(pictures.tobytes()))
 
         self._reports.put(frames)
         if now - viewer.saved > SAVE:
-            viewer.saved = now
-            data = dumps(session, session.setup.how.window)
-            self._say(orders.Saved(number, generation, data))
+            self._save(number)
+
+    def _save(self, number: int) -> None:
+        """What the session can go on from, if this process ends."""
+        session, viewer = self.sessions[number], self.viewers[number]
+        viewer.saved = time.perf_counter()
+        data = dumps(session, session.setup.how.window)
+        self._say(orders.Saved(number, viewer.generation, session.frame, data))
 
     def _reality(self, env: Env, shown: Shown) -> list[np.ndarray]:
         if shown.told is None:
@@ -407,6 +445,12 @@ def _encoded(pictures: Pixels) -> tuple[int, list[bytes]]:
             Image.fromarray(picture).save(data, "JPEG", quality=QUALITY)
         out.append(data.getvalue())
     return (wire.PNG if lossless else wire.JPEG), out
+
+
+def machine(device: torch.device) -> str:
+    """Whose arithmetic it is: the same sums may round differently elsewhere."""
+    on = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    return f"torch {torch.__version__}, {on}, {torch.get_num_threads()} threads"
 
 
 def _number(latent: int, stride: int) -> int:

@@ -203,21 +203,22 @@ class Mock:
         return True
 
     def make(self, viewer: Viewer, began: float) -> None:
+        asked = None
         while viewer.asks and viewer.asks[0][0] <= began:
             ask = viewer.asks.popleft()[1]
-            viewer.prompt = ask.prompt
+            viewer.prompt, asked = ask.prompt, (ask.prompt, ask.switch)
             self.say(orders.Applied(viewer.session, ask.event, viewer.latent, viewer.generation))
         event, pictures = viewer.event, self.pictures(viewer)
         time.sleep(self.scene.pass_s)
         first, took = viewer.latent * self.scene.frames, round(1e6 * (time.monotonic() - began))
         reality = pictures if viewer.reality else []
         numbers = (viewer.session, viewer.generation, first, viewer.latent, event, took)
-        self.say(orders.Frames(*numbers, wire.JPEG, pictures, reality))
+        self.say(orders.Frames(*numbers, wire.JPEG, pictures, reality, asked=asked))
         viewer.latent += self.scene.chunk
         viewer.credit -= 1
         if viewer.latent // self.scene.chunk % self.scene.save == 0:
             data = msgspec.msgpack.encode((viewer.prompt, viewer.seed, viewer.latent))
-            self.say(orders.Saved(viewer.session, viewer.generation, data))
+            self.say(orders.Saved(viewer.session, viewer.generation, viewer.latent, data))
 
     def pictures(self, viewer: Viewer) -> list[bytes]:
         scene, down = self.scene, {*viewer.held, *viewer.tapped}

@@ -96,10 +96,12 @@ class Report(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class Ready(Report, frozen=True):
-    """Warm, and able to serve so many sessions."""
+    """Warm, and able to serve so many sessions. digest: of the world's weights. machine: whose arithmetic it is."""
 
     world: World
     sessions: int
+    digest: str = ""
+    machine: str = ""
 
 
 class Beat(Report, frozen=True):
@@ -113,7 +115,8 @@ class Beat(Report, frozen=True):
 class Frames(Report, frozen=True):
     """Pictures of one chunk. frame: number of the first picture; latent: of the chunk's first latent frame.
 
-    event: newest keys heard when the chunk was begun. codec: of images and of reality (empty without).
+    event: newest keys heard when the chunk was begun. codec: of images and of reality (empty without). The rest is for
+    the log: keys of each latent frame, another prompt that begins here, and so on; see `journal.Chunk`.
     """
 
     session: int
@@ -125,6 +128,12 @@ class Frames(Report, frozen=True):
     codec: int
     images: list[bytes]
     reality: list[bytes]
+    keys: list[str | int] | None = None
+    asked: tuple[str | None, Switch] | None = None
+    woken: bool = False
+    settled: int = 0
+    shared: list[int] = []
+    pictures: str = ""
 
 
 class Applied(Report, frozen=True):
@@ -135,10 +144,11 @@ class Applied(Report, frozen=True):
 
 
 class Saved(Report, frozen=True):
-    """From which the session can go on in another process; now and then."""
+    """From which the session can go on in another process, before latent frame `frame`; now and then."""
 
     session: int
     generation: int
+    frame: int
     data: bytes
 
 

@@ -161,7 +161,7 @@ class Engine:
         self.slots = self.crashes = 0
         self.taken: set[int] = set()
         self.again_at = self.pass_ms = 0.0
-        self.why = ""
+        self.why = self.digest = self.machine = ""
 
     @property
     def free(self) -> int:
@@ -249,6 +249,7 @@ class Supervisor:
             return
         if isinstance(report, orders.Ready):
             engine.state, engine.slots, engine.world = "warm", report.sessions, report.world
+            engine.digest, engine.machine = report.digest, report.machine
         elif isinstance(report, orders.Beat):
             engine.pass_ms = report.pass_ms
         self.heard(engine, report)

@@ -84,9 +84,10 @@ class Back(Said, frozen=True, tag="back"):
 
 
 class Fork(Said, frozen=True, tag="fork"):
-    """A second session that goes on from here; the answer is its ticket."""
+    """A second session that goes on from here, or from before latent frame `frame`; the answer is its ticket."""
 
     id: Id
+    frame: Id | None = None
 
 
 class Film(Said, frozen=True, tag="film"):

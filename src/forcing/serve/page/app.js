@@ -22,7 +22,7 @@ const settings = beginning(given);
 const keys = new Keys();
 const stage = new Stage();
 const timeline = new Timeline();
-const strip = new Strip($("timeline"), timeline, goBack);
+const strip = new Strip($("timeline"), timeline, (frame, apart) => (apart ? fork(frame) : goBack(frame)));
 const prompts = new Prompts(ask);
 const decoder = new Decoder(decoded, broken);
 const pending = new Map(); // id -> what was asked for
@@ -394,14 +394,17 @@ function goBack(frame) {
   link?.say("back", { frame });
 }
 
-function fork() {
-  const id = link.id();
-  if (link.say("fork", { id })) pending.set(id, { kind: "fork" });
+/** frame: from before which it goes on; by default, from now. */
+function fork(frame = null) {
+  const id = link?.id();
+  const prompt = frame === null ? stats.prompt : timeline.promptAt(frame);
+  if (link?.say("fork", { id, frame })) pending.set(id, { kind: "fork", prompt });
 }
 
 function forked(id, ticket) {
+  const { prompt } = pending.get(id);
   pending.delete(id);
-  const href = `${location.pathname}#${fragment(ticket, { ...settings, prompt: stats.prompt })}`;
+  const href = `${location.pathname}#${fragment(ticket, { ...settings, prompt })}`;
   const tab = open(href);
   if (tab) tab.opener = null;
   else note("The fork is ready.", { href, textContent: "Open it", rel: "noopener" });
@@ -467,7 +470,10 @@ function pill(text) {
 function wireForms() {
   $("back-form").onsubmit = (event) => {
     event.preventDefault();
-    if (shown) goBack(Math.max(0, shown.latent + 1 - Number($("back-frames").value)));
+    if (!shown) return;
+    const frame = Math.max(0, shown.latent + 1 - Number($("back-frames").value));
+    if (event.submitter === $("back-fork")) fork(frame);
+    else goBack(frame);
   };
   $("token-form").onsubmit = (event) => {
     event.preventDefault();
@@ -485,7 +491,7 @@ function wireButtons() {
   $("compare").onclick = compare;
   $("pause").onclick = () => link.say("pause", { on: stats.state !== "paused" });
   $("reset").onclick = begin;
-  $("fork").onclick = fork;
+  $("fork").onclick = () => fork();
   $("film").onclick = film;
   $("leave").onclick = () => link.leave();
 }

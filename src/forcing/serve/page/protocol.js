@@ -22,7 +22,7 @@ export const SAID = {
   grant: ["chunks", "frame", "age_ms"],
   pause: ["on"],
   back: ["frame"],
-  fork: ["id"],
+  fork: ["id", "frame"],
   film: ["id"],
   ping: ["id"],
   bye: [],

@@ -59,7 +59,7 @@ export class Timeline {
   }
 }
 
-/** The canvas. picked(latent frame): a moment was clicked. */
+/** The canvas. picked(latent frame, apart): a moment was clicked; apart: with the shift key. */
 export class Strip {
   constructor(canvas, timeline, picked) {
     this.canvas = canvas;
@@ -70,7 +70,7 @@ export class Strip {
     canvas.onpointerleave = () => this.#point(null);
     canvas.onclick = (event) => {
       const column = this.at(event.offsetX);
-      if (column) picked(column.latent);
+      if (column) picked(column.latent, event.shiftKey);
     };
   }
 
@@ -89,7 +89,7 @@ export class Strip {
   #point(x) {
     this.pointed = x;
     const column = x === null ? undefined : this.at(x);
-    this.canvas.title = column ? `Go back to frame ${column.latent}` : "";
+    this.canvas.title = column ? `Go back to frame ${column.latent} (with shift: in a fork)` : "";
     this.draw();
   }
 
