@@ -51,6 +51,7 @@ class Options:
     token: Annotated[str | None, shown("SECRET")] = None  # that viewers must know; better in FORCING_TOKEN
     origin: tuple[str, ...] = ()  # other pages that may connect, such as https://example.org
     logs: Annotated[Path | None, shown("DIR")] = None  # keep each session's controls, for forcing replay
+    events: bool = False  # say all that happens as JSON lines on standard error; else only what is wrong, in words
     in_process: bool = False  # the engine as a thread, for debugging
     ray: Annotated[str | None, shown("ADDRESS")] = None  # workers in a Ray cluster: its address, or "local"
     workers: tuple[int, int] = (1, 1)  # there: at least and at most; more are added while places are short
@@ -78,6 +79,7 @@ def run(args: Sequence[str], console: Console) -> int:
         logs=options.logs,
         engine=told,
         in_process=options.in_process,
+        events=options.events,
     )
 
     def said(address: str) -> None:

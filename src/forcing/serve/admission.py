@@ -4,7 +4,7 @@ import secrets
 import time
 from collections.abc import Callable
 
-from forcing.serve import journal, orders, wire
+from forcing.serve import events, journal, orders, wire
 from forcing.serve.limits import Shelf
 from forcing.serve.metrics import Metrics
 from forcing.serve.options import Options
@@ -55,6 +55,7 @@ class Desk:
             raise Full(f"{len(self.queue)} are waiting already", max(1, round(self.eta(len(self.queue)))))
         visit = self._new()
         self.place()
+        events.tell("session asked for", session=visit.name, queue=self.position(visit))
         return visit
 
     def position(self, visit: Visit) -> int:
@@ -125,6 +126,7 @@ class Desk:
         other.journal.note(journal.Fork(of=visit.name, generation=visit.generation, engine=self._served(engine)))
         visit.journal.note(journal.Forked(to=other.name))
         self._seat(other, engine, opened=True)
+        events.tell("session forked", session=other.name, of=visit.name)
         engine.say(orders.Fork(visit.number, other.number))
         return other
 
@@ -146,6 +148,8 @@ class Desk:
 
     def fail(self, visit: Visit, code: wire.Code, message: str, close: int = wire.FAILED) -> None:
         """Close a session, telling why."""
+        say = events.tell if code == "expired" else events.warn
+        say("session failed", session=visit.name, code=code, why=message)
         visit.tell(wire.Wrong(code, message, retryable=code in ("busy", "engine")))
         self.close(visit, close, message)
 
@@ -153,6 +157,8 @@ class Desk:
         """A session is over; nothing happens if it is already."""
         if visit.state == "closed":
             return
+        lived = round(self.clock() - visit.born, 1)
+        events.tell("session over", session=visit.name, why=reason, seconds=lived, pictures=visit.pictures)
         visit.stands("closed", reason)
         visit.journal.note(journal.End(reason=reason))
         visit.journal.end()
@@ -203,6 +209,8 @@ class Desk:
         now = self.clock()
         engine.taken.add(visit.number)
         visit.engine, visit.placed_at = engine, now
+        waited = round(now - visit.born, 2) if visit.state == "queued" else 0.0
+        events.tell("session placed", session=visit.name, engine=engine.number, waited_s=waited)
         if visit.state == "queued":
             self.metrics.queued.observe(now - visit.born)
             visit.state = "starting"

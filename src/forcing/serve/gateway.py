@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from forcing import files
-from forcing.serve import exchange, static, wire
+from forcing.serve import events, exchange, static, wire
 from forcing.serve.admission import Desk, Full
 from forcing.serve.line import Line
 from forcing.serve.metrics import Metrics
@@ -120,6 +120,7 @@ class Gateway:
     async def _drain(self) -> None:
         desk, loop = self.desk, asyncio.get_running_loop()
         desk.draining = True
+        events.tell("draining", sessions=len(desk.visits), at_most_s=self.options.drain_s)
         self.metrics.draining.set(1)
         for visit in desk.visits.values():
             told = f"the gateway stops in {self.options.drain_s:g} s"
@@ -156,6 +157,7 @@ class Gateway:
             visit = self.desk.enter()
         except Full as full:
             self.metrics.refused.labels("draining" if self.desk.draining else "full").inc()
+            events.warn("session refused", why=str(full))
             raise Denied(503, "busy", str(full), full.retry_s) from None
         place = self._place(visit)
         return JSONResponse(place, 201 if "url" in place else 202)
@@ -309,7 +311,7 @@ class Server(uvicorn.Server):
             ws_max_size=MOST_MESSAGE,
             ws_per_message_deflate=False,  # pictures are compressed already
             ws_ping_interval=None,  # viewers say something often enough
-            log_level="warning",
+            log_config=None,  # `events` shows what it says
             access_log=False,  # it would hold tickets
             server_header=False,
             timeout_graceful_shutdown=5,
@@ -355,13 +357,16 @@ async def serve(
     with _listening(options) as listening:
         async with gateway.live():
             host, port = listening.getsockname()[:2]
-            said(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+            address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+            events.tell("listening", address=address)
+            said(address)
             begun(server)
             await server.serve(sockets=[listening])
 
 
 def run(options: Options, target: Target, said: Callable[[str], None] = lambda _: None) -> int:
     """Serve until told to stop (SIGTERM or SIGINT): the exit code."""
+    events.show(lines=options.events)
     asyncio.run(serve(options, target, said))
     return 0
 

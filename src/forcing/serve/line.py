@@ -8,7 +8,7 @@ from contextlib import suppress
 import msgspec
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from forcing.serve import wire
+from forcing.serve import events, wire
 from forcing.serve.admission import Desk
 from forcing.serve.exchange import Refusal, obey
 from forcing.serve.limits import Bucket, Strikes
@@ -62,6 +62,7 @@ class Line:
             if visit is not None and visit.tether is self.tether:
                 visit.detach(self.desk.clock())
         self.desk.metrics.disconnects.labels(over.why).inc()
+        events.tell("socket over", session=None if visit is None else visit.name, why=over.why)
         await self._close(over)
 
     async def _greeted(self) -> Visit:
@@ -86,6 +87,7 @@ class Line:
             raise await self._unwelcome(queued, wire.TRY_LATER)
         self.desk.tickets.pop(visit.ticket, None)  # once; from now on it is the other one
         visit.attach(self.tether)
+        events.tell("socket", session=visit.name)
         visit.letters.appendleft(wire.Ready(visit.name, visit.resume, self.desk.world))
         visit.stands(visit.state)
         return visit

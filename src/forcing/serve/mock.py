@@ -203,7 +203,7 @@ class Mock:
         return True
 
     def make(self, viewer: Viewer, began: float) -> None:
-        asked = None
+        asked: tuple[str | None, wire.Switch] | None = None
         while viewer.asks and viewer.asks[0][0] <= began:
             ask = viewer.asks.popleft()[1]
             viewer.prompt, asked = ask.prompt, (ask.prompt, ask.switch)

@@ -13,7 +13,7 @@ class Options:
     sessions: at once, of each engine. queue: who may wait for one. fps: pictures a second that are aimed at, None for
     the engine's own. token: a secret that whoever begins a session must know. origins: pages of other hosts that may
     connect, as "https://example.org". logs: a folder for a file of controls of each session. engine: what the engines
-    are told besides. in_process: engines as threads, for debugging.
+    are told besides. in_process: engines as threads, for debugging. events: say all that happens as JSON lines.
     """
 
     host: str = "127.0.0.1"
@@ -27,6 +27,7 @@ class Options:
     logs: Path | None = None
     engine: Mapping[str, Any] = field(default_factory=dict)
     in_process: bool = False
+    events: bool = False
     ticket_s: float = 30.0  # until a ticket must be used, and asked after while it is in the queue
     hello_s: float = 5.0  # for the first message of a socket
     send_s: float = 3.0  # for one message to leave

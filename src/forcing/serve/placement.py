@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from forcing.serve import events
 from forcing.serve.gateway import Server, serve
 from forcing.serve.options import Options
 from forcing.serve.supervisor import Target
@@ -53,6 +54,7 @@ class Worker:
 
     def __init__(self, options: Options, target: Target) -> None:
         self.options, self.target = replace(options, port=0), target
+        events.show(lines=options.events)
         self.address = ""
         self.server: Server | None = None
         self._begun = threading.Event()

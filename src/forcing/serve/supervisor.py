@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from forcing.serve import orders, wire
+from forcing.serve import events, orders, wire
 from forcing.serve.metrics import Metrics
 from forcing.serve.options import Options
 
@@ -235,6 +235,7 @@ class Supervisor:
     def _start(self, engine: Engine) -> None:
         body: type[Body] = InProcess if self.options.in_process else Spawned
         engine.state = "starting"
+        events.tell("engine starting", engine=engine.number, again=engine.crashes)
         engine.life = Life(body(self.target, {**self.options.told}), self._reported)
         self.lives.add(engine.life)
 
@@ -250,6 +251,8 @@ class Supervisor:
         if isinstance(report, orders.Ready):
             engine.state, engine.slots, engine.world = "warm", report.sessions, report.world
             engine.digest, engine.machine = report.digest, report.machine
+            took = round(life.ready_at - life.born, 2)
+            events.tell("engine ready", engine=engine.number, seconds=took, sessions=engine.slots)
         elif isinstance(report, orders.Beat):
             engine.pass_ms = report.pass_ms
         self.heard(engine, report)
@@ -258,7 +261,9 @@ class Supervisor:
         engine.life, engine.crashes, engine.why = None, engine.crashes + 1, why
         if engine.crashes >= self.options.crashes:
             engine.state, engine.why = "broken", f"given up after {engine.crashes} failures in a row; the last: {why}"
+            events.warn("engine broken", engine=engine.number, why=engine.why)
         else:
             pause = min(LONGEST_PAUSE, self.options.backoff_s * 2 ** (engine.crashes - 1))
             engine.state, engine.again_at = "pausing", time.monotonic() + pause
+            events.warn("engine lost", engine=engine.number, why=why, again_s=pause, sessions=len(engine.taken))
         self.lost(engine)

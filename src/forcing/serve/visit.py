@@ -39,6 +39,7 @@ class Visit:
         self.engine: Engine | None = None
         self.tether: Tether | None = None
         self.generation = self.out = self.owed = self.event = self.films = self.losses = self.shown = 0
+        self.pictures = 0  # in all
         self.begun: wire.Begin | None = None
         self.image: bytes | None = None
         self.prompt: str | None = None
@@ -117,6 +118,7 @@ class Visit:
             ]
         )
         self.shown += len(made.images)
+        self.pictures += len(made.images)
         if self.state in ("starting", "recovering"):
             self.stands("live")
         self._wake()
