@@ -54,8 +54,8 @@ class Desk:
         if len(self.queue) >= self.options.queue + sum(engine.free for engine in self.engines):
             raise Full(f"{len(self.queue)} are waiting already", max(1, round(self.eta(len(self.queue)))))
         visit = self._new()
+        events.tell("session asked for", session=visit.name, queue=len(self.queue))
         self.place()
-        events.tell("session asked for", session=visit.name, queue=self.position(visit))
         return visit
 
     def position(self, visit: Visit) -> int:

@@ -157,7 +157,8 @@ class Gateway:
             visit = self.desk.enter()
         except Full as full:
             self.metrics.refused.labels("draining" if self.desk.draining else "full").inc()
-            events.warn("session refused", why=str(full))
+            say = events.tell if self.desk.draining else events.warn
+            say("session refused", why=str(full))
             raise Denied(503, "busy", str(full), full.retry_s) from None
         place = self._place(visit)
         return JSONResponse(place, 201 if "url" in place else 202)
