@@ -109,7 +109,8 @@ class Fake:
             Route("/api/sessions", self._admit, methods=["POST"]),
             Route("/api/sessions/{ticket}", self._place),
             Route("/api/images", self._upload, methods=["POST"]),
-            Route("/api/films/{id}", self._film),
+            Route("/api/saves", self._save, methods=["POST"]),
+            Route("/api/exports/{name}", self._export),
             WebSocketRoute("/ws", self._socket),
             Mount("/", Strict(directory=PAGE, html=True)),
         ]
@@ -181,8 +182,13 @@ class Fake:
         self.images.append(await request.body())
         return JSONResponse({"id": f"image-{len(self.images)}"}, 201)
 
-    async def _film(self, request: Request) -> Response:
-        return Response(b"a film", media_type="video/mp4")
+    async def _save(self, request: Request) -> Response:
+        if await request.body() != b"a session":
+            return JSONResponse({"message": "not a session"}, 415)
+        return JSONResponse({"id": "save-1", "prompt": "four rooms", "seed": 77, "steps": 2}, 201)
+
+    async def _export(self, request: Request) -> Response:
+        return Response(f"a {request.path_params['name'].removesuffix('.file')}".encode())
 
     # ---- the socket
 
@@ -242,8 +248,8 @@ class Fake:
                 self.sessions[ticket].generation, self.sessions[ticket].frame = viewing.generation, viewing.frame
                 self.sessions[ticket].begun, self.sessions[ticket].event = viewing.begun, viewing.event
                 await self._tell(viewing, wire.Ticket(said.id, ticket))
-            case wire.Film():
-                await self._tell(viewing, wire.Filmed(said.id, "/api/films/1"))
+            case wire.Export(what=what):
+                await self._tell(viewing, wire.Exported(said.id, f"/api/exports/{what}.file"))
             case wire.Ping():
                 await self._tell(viewing, wire.Pong(said.id, time.monotonic_ns() // 1000))
 

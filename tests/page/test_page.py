@@ -344,6 +344,28 @@ def test_a_film_is_saved(page, server):
 
 
 @needs_chromium
+def test_a_session_is_saved_and_opened(page, server, tmp_path):
+    live(page, server)
+    with page.expect_download() as saved:
+        page.get_by_test_id("session").click()
+    assert saved.value.suggested_filename == "forcing-multi-room-3.forcing"
+    path = tmp_path / saved.value.suggested_filename
+    saved.value.save_as(path)
+    page.get_by_test_id("file").set_input_files(path)
+    until(page, "f.generation === 2 && f.state === 'live'")
+    begun = server.said(wire.Begin)[-1]
+    assert (begun.save, begun.prompt, begun.seed, begun.steps) == ("save-1", "four rooms", 77, 2)
+    assert page.get_by_test_id("seed").input_value() == "77"
+    assert page.get_by_test_id("steps-2").get_attribute("aria-pressed") == "true"
+    page.get_by_test_id("reset").click()
+    until(page, "f.generation === 3")
+    assert server.said(wire.Begin)[-1].save is None
+    path.write_bytes(b"another")
+    page.get_by_test_id("file").set_input_files(path)
+    page.get_by_test_id("notes").get_by_text("The session was not opened: not a session").wait_for()
+
+
+@needs_chromium
 def test_a_picture_to_start_from(page, server):
     live(page, server)
     page.get_by_test_id("file").set_input_files(

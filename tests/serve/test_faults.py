@@ -262,7 +262,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
-KINDS = st.sampled_from(["hello", "begin", "prompt", "keys", "grant", "pause", "back", "fork", "film", "ping", "bye"])
+KINDS = st.sampled_from(["hello", "begin", "prompt", "keys", "grant", "pause", "back", "fork", "export", "ping", "bye"])
 FIELDS = st.sampled_from(["id", "text", "seed", "held", "tapped", "chunks", "frame", "on", "switch", "image", "steps"])
 SHAPED = st.builds(
     lambda kind, fields: json.dumps({"type": kind, **fields}), KINDS, st.dictionaries(FIELDS, JSON, max_size=5)

@@ -181,11 +181,45 @@ def test_a_fork_goes_on_from_the_same_moment(served):
     asyncio.run(main())
 
 
+def test_a_session_is_saved_to_a_file_and_begun_from_it(served):
+    async def main():
+        async with viewing(served, seed=5, prompt="a") as viewer:
+            await viewer.look(9)
+            await viewer.say("export", id=9, what="session")
+            url = (await viewer.until("exported", id=9))["url"]
+            body = served.get("/" + url).content
+            answer = served.post("/api/saves", content=body)
+            assert answer.status_code == 201, answer.text
+            told = answer.json()
+            assert (told["prompt"], told["seed"], told["steps"]) == ("a", 5, None)
+            await viewer.say("begin", prompt="a", seed=5, save=told["id"])
+            await viewer.until("state", generation=2)
+            seen = await viewer.look(2)
+            assert seen[0].frame >= 8 and seen[0].seed == 5
+            await viewer.say("begin", save=told["id"], reality=True)
+            assert (await viewer.until("error"))["code"] == "bad_message"
+            await viewer.say("begin", save="none")
+            assert (await viewer.until("error"))["code"] == "bad_save"
+            return url, body
+
+    url, body = asyncio.run(main())
+    assert url.endswith(".forcing") and served.get("/" + url).status_code == 404
+    for wrong in (b"", b"no", body[:-9], body + b"more", body.replace(b"format\x01", b"format\x02")):
+        answer = served.post("/api/saves", content=wrong)
+        assert answer.status_code == 415 and answer.json()["error"] == "bad_save", answer.text
+    for engine in served.desk.engines:
+        engine.digest = "another"
+    answer = served.post("/api/saves", content=body)
+    for engine in served.desk.engines:
+        engine.digest = ""
+    assert answer.status_code == 415 and "of another world" in answer.json()["message"]
+
+
 def test_a_film_is_served_once(served):
     async def main():
         async with viewing(served, seed=5) as viewer:
-            await viewer.say("film", id=9)
-            return (await viewer.until("film", id=9))["url"]
+            await viewer.say("export", id=9)
+            return (await viewer.until("exported", id=9))["url"]
 
     url = "/" + asyncio.run(main())
     first = served.get(url)

@@ -211,13 +211,27 @@ def test_another_process_can_take_over(hosted):
 def test_films(hosted):
     pytest.importorskip("av")
     one = hosted()
-    one.tell(orders.Open(1, 1, "four rooms", 5), orders.Film(1, 1))
-    assert one.until(orders.Filmed).message == "nothing has been shown yet"
+    one.tell(orders.Open(1, 1, "four rooms", 5), orders.Export(1, 1))
+    assert one.until(orders.Exported).message == "nothing has been shown yet"
     one.tell(orders.Grant(1, 12))
     one.frames(1, 12)
-    one.tell(orders.Film(1, 2))
-    film = one.until(orders.Filmed)
+    one.tell(orders.Export(1, 2))
+    film = one.until(orders.Exported)
     assert film.request == 2 and film.data[4:8] == b"ftyp"
+
+
+def test_a_session_is_exported_and_goes_on_elsewhere(hosted):
+    one = hosted()
+    one.tell(orders.Open(1, 1, "four rooms", 5, steps=4), orders.Press(1, 1, ["forward"], []), orders.Grant(1, 30))
+    one.frames(1, 9)  # what has left the window is not known any more
+    one.tell(orders.Export(1, 1, "session"), orders.Grant(1, 6))
+    saved = one.until(orders.Exported).data
+    shown = {made.latent: made.images for made in one.frames(1, 27)}
+    one.tell(orders.Open(2, 1, "four rooms", 5, saved=saved), orders.Press(2, 1, ["forward"], []), orders.Grant(2, 5))
+    seen = one.frames(2, 5)
+    assert [made.images for made in seen] == [shown[made.latent] for made in seen]
+    one.tell(orders.Back(2, 2, 3), orders.Grant(2, 1))
+    assert one.frames(2, 1)[0].latent == 3  # all that is kept was in it
 
 
 def test_a_session_that_fails_is_alone(hosted, monkeypatch):

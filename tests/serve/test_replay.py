@@ -226,7 +226,7 @@ def changed(what, nth=0, **fields):
         (changed("chunk", 2, asked=["no such", "cut"]), "'no such'.*of another world, or damaged"),
         (changed("chunk", 2, shared=[1]), "made in fewer passes than here"),
         (changed("chunk", 5, latent=77), "latent frame 77"),
-        (changed("open", 2, image="0" * 64), "an image that is not there"),
+        (changed("open", 2, image="0" * 64), "a file that is not there"),
         (changed("open", 1, saved=[1, 7777]), "latent frame 7777 of generation 1, which no line before makes"),
     ],
 )
@@ -248,7 +248,7 @@ def test_a_fork_needs_the_log_of_the_other(session, studio, tmp_path):
 def test_an_image_that_was_changed_is_named(session, studio, tmp_path):
     said = lines(session)
     (tmp_path / f"{said[where(said, 'open', 2)]['image']}.png").write_bytes(b"another")
-    with pytest.raises(ValueError, match="is not the image that the session began with"):
+    with pytest.raises(ValueError, match="is not the file that the session began with"):
         again(studio, put(tmp_path / "one.jsonl", said))
 
 

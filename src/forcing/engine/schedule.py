@@ -175,14 +175,20 @@ class Engine:
             raise RuntimeError("all keys and values in memory are in use")
 
         def forked(ring: Ring) -> Session:
-            while seat.asked is not None:
-                self._pass([seat], self._late)
-            self._seat(session)  # which has been closed, if that failed
+            self.finish(session)
             return session.fork(listen, ring)
 
         other = self._held(ring, forked)
         self.seats[other].making = seat.making
         return other
+
+    @torch.no_grad()
+    def finish(self, session: Session) -> None:
+        """Make what is left of the chunk in progress right now. ValueError where that fails, and closes the session."""
+        seat = self._seat(session)
+        while seat.asked is not None:
+            self._pass([seat], self._late)
+        self._seat(session)
 
     def close(self, session: Session) -> None:
         """Forget a session; nothing happens if it is closed already."""

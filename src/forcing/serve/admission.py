@@ -12,7 +12,7 @@ from forcing.serve.supervisor import Engine
 from forcing.serve.visit import Visit
 
 MIB = 1 << 20
-KEPT_S = 600.0  # images and films
+KEPT_S = 600.0  # what was uploaded, and what is to be fetched
 WARN_S = 30.0  # before a session is over
 MOST_LOSSES = 3  # engines that a session may lose one after another; it may be the reason
 
@@ -33,7 +33,7 @@ class Desk:
         self.engines: list[Engine] = []
         self.visits: dict[int, Visit] = {}
         self.tickets: dict[str, Visit] = {}
-        self.images, self.films = Shelf(128 * MIB, KEPT_S, clock), Shelf(256 * MIB, KEPT_S, clock)
+        self.images, self.saves, self.exports = (Shelf(most * MIB, KEPT_S, clock) for most in (128, 128, 256))
         self.draining = False
         self.world: wire.World | None = None
         self.name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
@@ -81,7 +81,7 @@ class Desk:
         visit.anew()
         if begun is None or visit.engine is None:
             return
-        data = None if saved is None else saved.data
+        data = visit.save if saved is None else saved.data
         image = visit.image if saved is None else None
         visit.journal.note(
             journal.Open(
@@ -90,7 +90,8 @@ class Desk:
                 seed=begun.seed,
                 engine=self._served(visit.engine),
                 steps=begun.steps,
-                image=visit.journal.image(image),
+                image=visit.journal.beside(image, "png"),
+                save=visit.journal.beside(data if saved is None else None, "session"),
                 reality=begun.reality,
                 saved=None if saved is None else (saved.generation, saved.frame),
             )
@@ -121,7 +122,8 @@ class Desk:
         if engine is None or not engine.free or self.draining:
             return None
         other = self._new()
-        other.begun, other.image, other.prompt, other.saved = visit.begun, visit.image, visit.prompt, visit.saved
+        other.begun, other.prompt, other.saved = visit.begun, visit.prompt, visit.saved
+        other.image, other.save = visit.image, visit.save
         other.generation = visit.generation
         other.journal.note(journal.Fork(of=visit.name, generation=visit.generation, engine=self._served(engine)))
         visit.journal.note(journal.Forked(to=other.name))
@@ -135,7 +137,7 @@ class Desk:
         now, numbers = self.clock(), sorted(engine.taken)
         engine.taken.clear()
         for visit in [self.visits[number] for number in numbers]:
-            visit.engine, visit.filming = None, None
+            visit.engine, visit.exporting = None, None
             visit.losses = visit.losses + 1 if now - visit.placed_at < self.options.steady_s else 1
             if visit.losses >= MOST_LOSSES:
                 self.fail(visit, "engine", f"{visit.losses} engines were lost one after another: {engine.why}")
@@ -192,8 +194,8 @@ class Desk:
             elif left <= soon and not visit.warned:
                 visit.tell(wire.Warned(f"the session ends in {left:.0f} s, after {why}"))
             visit.warned = left <= soon
-        self.images.sweep()
-        self.films.sweep()
+        for shelf in (self.images, self.saves, self.exports):
+            shelf.sweep()
 
     def _served(self, engine: Engine) -> journal.Engine:
         return journal.Engine(self.options.told, engine.digest, engine.machine)

@@ -3,7 +3,7 @@
 import time
 from typing import cast, get_args
 
-from forcing.serve import journal, orders, wire
+from forcing.serve import journal, orders, saves, wire
 from forcing.serve.admission import Desk
 from forcing.serve.supervisor import Engine
 from forcing.serve.visit import MOST_ASKS, Visit
@@ -41,7 +41,7 @@ def obey(desk: Desk, visit: Visit, said: wire.Control) -> None:
 
 
 def _steer(
-    desk: Desk, visit: Visit, said: wire.Ask | wire.Press | wire.Pause | wire.Back | wire.Fork | wire.Film
+    desk: Desk, visit: Visit, said: wire.Ask | wire.Press | wire.Pause | wire.Back | wire.Fork | wire.Export
 ) -> None:
     match said:
         case wire.Ask():
@@ -68,17 +68,17 @@ def _steer(
             if frame is not None:
                 desk.back(other, frame)
             visit.tell(wire.Ticket(number, other.ticket))
-        case wire.Film(id=number):
-            _film(visit, number)
+        case wire.Export():
+            _export(visit, said)
 
 
-def _film(visit: Visit, number: int) -> None:
-    _served(visit, number)
-    if visit.filming is not None:
-        raise Refusal("busy", "a film is being made already", id=number, retryable=True)
-    visit.films += 1
-    visit.filming = visit.films, number
-    visit.say(orders.Film(visit.number, visit.films))
+def _export(visit: Visit, said: wire.Export) -> None:
+    _served(visit, said.id)
+    if visit.exporting is not None:
+        raise Refusal("busy", f"a {visit.exporting[1].what} is being made already", id=said.id, retryable=True)
+    visit.exports += 1
+    visit.exporting = visit.exports, said
+    visit.say(orders.Export(visit.number, visit.exports, said.what))
 
 
 def _served(visit: Visit, number: int | None = None) -> None:
@@ -107,7 +107,12 @@ def _begin(desk: Desk, visit: Visit, said: wire.Begin) -> None:
     image = None if said.image is None else desk.images.get(said.image)
     if said.image is not None and image is None:
         raise Refusal("bad_image", f"there is no image {said.image!a}: it may have been kept too long", retryable=True)
-    visit.begun, visit.prompt, visit.image = said, prompt, image
+    save = None if said.save is None else desk.saves.get(said.save)
+    if said.save is not None and save is None:
+        raise Refusal("bad_save", f"there is no save {said.save!a}: it may have been kept too long", retryable=True)
+    if save is not None and (said.reality or image is not None):
+        raise Refusal("bad_message", "a save begins without an image, and has no reality beside it")
+    visit.begun, visit.prompt, visit.image, visit.save = said, prompt, image, save
     visit.saved, visit.paused, visit.held, visit.shown = None, False, [], 0
     visit.asks.clear()
     desk.start(visit)
@@ -147,7 +152,7 @@ def heard(desk: Desk, engine: Engine, report: orders.AnyReport) -> None:
             _reported(desk, visit, report)
 
 
-_OfSession = orders.Frames | orders.Applied | orders.Saved | orders.Filmed | orders.Refused | orders.Failed
+_OfSession = orders.Frames | orders.Applied | orders.Saved | orders.Exported | orders.Refused | orders.Failed
 
 
 def _reported(desk: Desk, visit: Visit, report: _OfSession) -> None:
@@ -162,8 +167,8 @@ def _reported(desk: Desk, visit: Visit, report: _OfSession) -> None:
         case orders.Saved():
             if report.generation == visit.generation:
                 visit.saved = report
-        case orders.Filmed():
-            _filmed(desk, visit, report)
+        case orders.Exported():
+            _exported(desk, visit, report)
         case orders.Refused():
             visit.asks.pop(-1 if report.event is None else report.event, None)
             visit.journal.note(journal.Refused(event=report.event, code=report.code))
@@ -200,14 +205,18 @@ def _chunk(made: orders.Frames) -> journal.Chunk:
     )
 
 
-def _filmed(desk: Desk, visit: Visit, report: orders.Filmed) -> None:
-    if visit.filming is None or visit.filming[0] != report.request:
+def _exported(desk: Desk, visit: Visit, report: orders.Exported) -> None:
+    if visit.exporting is None or visit.exporting[0] != report.request or visit.begun is None:
         return
-    number, visit.filming = visit.filming[1], None
-    if report.data:
-        visit.tell(wire.Filmed(number, f"api/films/{desk.films.put(report.data)}"))
-    else:
-        visit.tell(wire.Wrong("failed", report.message, retryable=True, id=number))
+    said, visit.exporting = visit.exporting[1], None
+    if not report.data:
+        visit.tell(wire.Wrong("failed", report.message, retryable=True, id=said.id))
+        return
+    data, kind = report.data, "mp4"
+    if said.what == "session" and visit.engine is not None and desk.world is not None:
+        known = (desk.world.name, visit.engine.digest, visit.prompt, visit.begun.seed, visit.begun.steps)
+        data, kind = saves.pack(saves.Save(saves.FORMAT, *known, data)), "forcing"
+    visit.tell(wire.Exported(said.id, f"api/exports/{desk.exports.put(data)}.{kind}"))
 
 
 def _code(code: str) -> wire.Code:

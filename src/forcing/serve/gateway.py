@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from forcing import files
-from forcing.serve import events, exchange, static, wire
+from forcing.serve import events, exchange, saves, static, wire
 from forcing.serve.admission import Desk, Full
 from forcing.serve.line import Line
 from forcing.serve.metrics import Metrics
@@ -87,7 +87,8 @@ class Gateway:
             Route("/api/sessions", self.enter, methods=["POST"]),
             Route("/api/sessions/{ticket}", self.waits),
             Route("/api/images", self.upload, methods=["POST"]),
-            Route("/api/films/{name}", self.film),
+            Route("/api/saves", self.open, methods=["POST"]),
+            Route("/api/exports/{name}.{kind}", self.export),
             Route("/healthz", self.healthy),
             Route("/readyz", self.ready),
             Route("/metrics", self.measured),
@@ -186,13 +187,24 @@ class Gateway:
             raise Denied(415, "bad_image", str(wrong)) from None
         return JSONResponse({"id": self.desk.images.put(data), "width": width, "height": height}, 201)
 
-    async def film(self, request: Request) -> Response:
-        data = self.desk.films.take(request.path_params["name"])
+    async def open(self, request: Request) -> Response:
+        self._own(request)
+        self._known(request, None)
+        body = await _body(request, saves.MOST)
+        try:
+            save = saves.read(body, {engine.digest for engine in self.desk.engines})
+        except ValueError as wrong:
+            raise Denied(415, "bad_save", str(wrong)) from None
+        told = {"id": self.desk.saves.put(save.data), "prompt": save.prompt, "seed": save.seed, "steps": save.steps}
+        return JSONResponse(told, 201)
+
+    async def export(self, request: Request) -> Response:
+        name, kind = request.path_params["name"], request.path_params["kind"]
+        data = self.desk.exports.take(name)
         if data is None:
-            raise Denied(404, "not_kept", "there is no such film: each is served once, within minutes")
-        return Response(
-            data, media_type="video/mp4", headers={"Content-Disposition": 'attachment; filename="film.mp4"'}
-        )
+            raise Denied(404, "not_kept", "there is no such file: each is served once, within minutes")
+        headers = {"Content-Disposition": f'attachment; filename="session.{"mp4" if kind == "mp4" else "forcing"}"'}
+        return Response(data, media_type="video/mp4" if kind == "mp4" else "application/octet-stream", headers=headers)
 
     async def healthy(self, _request: Request) -> Response:
         return JSONResponse({"alive": True})

@@ -4,6 +4,7 @@ One thread serves, another encodes pictures and reports. It leaves when the pipe
 """
 
 import io
+import math
 import queue
 import signal
 import tempfile
@@ -40,6 +41,7 @@ from forcing.world import World
 BEAT, SAVE = 0.2, 1.0  # seconds between signs of life, and between what a session can be saved by
 SMALL = 128 * 128  # pictures of so few pixels are sent without loss
 QUALITY = 85
+MOST_EXPORT = 16_000_000  # bytes of latents
 MOST_TAPS = 4  # that wait for a frame
 IDLE = "wait"  # the key that stands for none, where a world has it
 
@@ -259,24 +261,30 @@ class Host:
             case orders.Pause():
                 self.engine.pause(session, order.on)
             case orders.Back():
-                viewer.generation = order.generation
-                self.engine.credit(session, None)  # what was granted before is void
-                self.engine.credit(session, 0)
-                starts = [chunk.frame for chunk in session.history if chunk.frame <= order.frame]
-                if order.frame < session.frame and starts:
-                    self.engine.back(session, starts[-1])  # any frame of a chunk means it
-                else:
-                    self.engine.back(session, order.frame)  # which says what there is
-                viewer.unhear()
-                last = session.history.last
-                viewer.prompt = viewer.prompt if last is None else last.prompt
-                viewer.leave()  # it cannot go back
-                self._save(order.session)
-            case orders.Film():
+                self._back(order, session, viewer)
+            case orders.Export(what="session"):
+                self._export(order, partial(self._kept, session))
+            case orders.Export():
                 chunks = [chunk.latents for chunk in session.history]
-                threading.Thread(target=self._film, args=(order, chunks), daemon=True).start()
+                made = partial(filmed, self.world, chunks, self.options.fps)
+                threading.Thread(target=self._export, args=(order, made), daemon=True).start()
             case orders.Close():
                 self._close(order.session)
+
+    def _back(self, order: orders.Back, session: Session, viewer: Viewer) -> None:
+        viewer.generation = order.generation
+        self.engine.credit(session, None)  # what was granted before is void
+        self.engine.credit(session, 0)
+        starts = [chunk.frame for chunk in session.history if chunk.frame <= order.frame]
+        if order.frame < session.frame and starts:
+            self.engine.back(session, starts[-1])  # any frame of a chunk means it
+        else:
+            self.engine.back(session, order.frame)  # which says what there is
+        viewer.unhear()
+        last = session.history.last
+        viewer.prompt = viewer.prompt if last is None else last.prompt
+        viewer.leave()  # it cannot go back
+        self._save(order.session)
 
     def _open(self, order: orders.Open) -> None:
         if order.steps is not None and order.steps not in self.plans:
@@ -399,14 +407,17 @@ class Host:
         full = isinstance(what, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(what)
         self._say(orders.Failed(number, _told(what), "busy" if full else "failed"))
 
-    def _film(self, order: orders.Film, chunks: list[torch.Tensor]) -> None:
+    def _kept(self, session: Session) -> bytes:
+        """All that is kept, where that is not too much; else as much of the newest."""
+        self.engine.finish(session)
+        frame = 4 * math.prod(session.setup.size)  # bytes
+        return dumps(session, max(session.setup.how.window, MOST_EXPORT // frame))
+
+    def _export(self, order: orders.Export, make: Callable[[], bytes]) -> None:
         try:
-            if not chunks:
-                raise ValueError("nothing has been shown yet")  # noqa: TRY301
-            data = filmed(self.world, chunks, self.options.fps)
-            self._say(orders.Filmed(order.session, order.request, data))
+            self._say(orders.Exported(order.session, order.request, make()))
         except Exception as wrong:
-            self._say(orders.Filmed(order.session, order.request, b"", _told(wrong)))
+            self._say(orders.Exported(order.session, order.request, b"", _told(wrong)))
 
     # ---- what is said
 
@@ -424,6 +435,8 @@ class Host:
 
 def filmed(world: World, chunks: list[torch.Tensor], fps: float) -> bytes:
     """An MP4 of latents [1, F, C, h, w], decoded anew; small pictures are enlarged."""
+    if not chunks:
+        raise ValueError("nothing has been shown yet")
     decode = world.codec.decoder()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "film.mp4"

@@ -1,7 +1,7 @@
 """A session's log as JSON lines: what it was told, and what each chunk heard of that, enough to make it again.
 
 Orders are in the sequence in which the engine gets them, chunks in that in which it made them; which orders a chunk
-follows is known by its generation. An image is a PNG beside, named by its SHA-256.
+follows is known by its generation. Images and sessions that it began with are files beside, named by their SHA-256.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ class Engine(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Open(Line, frozen=True, tag="open"):
-    """saved: generation and latent frame of what it goes on from, after its engine was lost."""
+    """saved: generation and latent frame of what it goes on from, after its engine was lost. save: of a file's data."""
 
     generation: Generation
     prompt: str | None
@@ -52,6 +52,7 @@ class Open(Line, frozen=True, tag="open"):
     image: str | None = None
     reality: bool = False
     saved: tuple[Generation, Frame] | None = None
+    save: str | None = None
 
 
 class Fork(Line, frozen=True, tag="fork"):
@@ -142,12 +143,12 @@ class Journal:
         except OSError:  # a full disk ends the journal, which stays a draft, and not the session
             self.file = None
 
-    def image(self, data: bytes | None) -> str | None:
-        """The name of an image, which is written."""
+    def beside(self, data: bytes | None, kind: str) -> str | None:
+        """The name of data that belongs to the log, and is written beside it."""
         if data is None:
             return None
         name = hashlib.sha256(data).hexdigest()
-        if self.path is not None and not (path := self.path.parent / f"{name}.png").exists():
+        if self.path is not None and not (path := self.path.parent / f"{name}.{kind}").exists():
             with suppress(OSError):
                 files.write(path, data)
         return name

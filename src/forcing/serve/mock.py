@@ -217,8 +217,11 @@ class Mock:
         viewer.latent += self.scene.chunk
         viewer.credit -= 1
         if viewer.latent // self.scene.chunk % self.scene.save == 0:
-            data = msgspec.msgpack.encode((viewer.prompt, viewer.seed, viewer.latent))
-            self.say(orders.Saved(viewer.session, viewer.generation, viewer.latent, data))
+            self.say(orders.Saved(viewer.session, viewer.generation, viewer.latent, self.saved(viewer)))
+
+    @staticmethod
+    def saved(viewer: Viewer) -> bytes:
+        return msgspec.msgpack.encode((viewer.prompt, viewer.seed, viewer.latent))
 
     def pictures(self, viewer: Viewer) -> list[bytes]:
         scene, down = self.scene, {*viewer.held, *viewer.tapped}
@@ -275,8 +278,10 @@ class Mock:
                     self.say(orders.Refused(viewer.session, "not_kept", f"frame is {frame}: {kept}"))
                 else:
                     viewer.latent = frame - frame % self.scene.chunk
-            case orders.Film(request=request):
+            case orders.Export(request=request, what="session"):
+                self.say(orders.Exported(viewer.session, request, self.saved(viewer)))
+            case orders.Export(request=request):
                 name = f"film of {viewer.session} up to {viewer.latent}".encode()
-                self.say(orders.Filmed(viewer.session, request, b"\0\0\0\x18ftypmp42" + name))
+                self.say(orders.Exported(viewer.session, request, b"\0\0\0\x18ftypmp42" + name))
             case orders.Close():
                 del self.viewers[order.session]

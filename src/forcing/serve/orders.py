@@ -5,7 +5,7 @@ Sessions are numbers that the gateway gives out; the same number is never used a
 
 import msgspec
 
-from forcing.serve.wire import Switch, World
+from forcing.serve.wire import Switch, What, World
 
 
 class Order(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -74,9 +74,10 @@ class Fork(Order, frozen=True):
     other: int
 
 
-class Film(Order, frozen=True):
+class Export(Order, frozen=True):
     session: int
     request: int
+    what: What = "film"
 
 
 class Close(Order, frozen=True):
@@ -87,7 +88,7 @@ class Stop(Order, frozen=True):
     """Leave, once what is being made is done."""
 
 
-ForSession = Open | Ask | Press | Grant | Pause | Back | Fork | Film | Close
+ForSession = Open | Ask | Press | Grant | Pause | Back | Fork | Export | Close
 AnyOrder = ForSession | Stop
 
 
@@ -152,8 +153,8 @@ class Saved(Report, frozen=True):
     data: bytes
 
 
-class Filmed(Report, frozen=True):
-    """data: an MP4, or empty where `message` says why there is none."""
+class Exported(Report, frozen=True):
+    """data: an MP4 or a session, or empty where `message` says why there is none."""
 
     session: int
     request: int
@@ -178,7 +179,7 @@ class Failed(Report, frozen=True):
     code: str = "failed"
 
 
-AnyReport = Ready | Beat | Frames | Applied | Saved | Filmed | Refused | Failed
+AnyReport = Ready | Beat | Frames | Applied | Saved | Exported | Refused | Failed
 
 _pack = msgspec.msgpack.Encoder().encode
 _orders = msgspec.msgpack.Decoder(AnyOrder)

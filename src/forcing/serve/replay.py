@@ -149,7 +149,7 @@ class Replay:
                 case Back():
                     self.studio.obey(orders.Back(self.number, turn.generation, turn.frame))
                 case Open():
-                    image, saved = self._image(turn.image), self._saved(turn)
+                    image, saved = self._beside(turn.image, "png"), self._saved(turn)
                     numbers = (self.number, turn.generation, turn.prompt, turn.seed, turn.steps)
                     self.studio.obey(orders.Open(*numbers, image, saved, turn.reality))
             self._keep()
@@ -189,17 +189,17 @@ class Replay:
         if said.saved is not None and said.saved not in self.saved:
             lost = f"latent frame {said.saved[1]} of generation {said.saved[0]}"
             raise self._wrong(f"the session goes on from {lost}, which no line before makes")
-        return None if said.saved is None else self.saved[said.saved]
+        return self._beside(said.save, "session") if said.saved is None else self.saved[said.saved]
 
-    def _image(self, name: str | None) -> bytes | None:
+    def _beside(self, name: str | None, kind: str) -> bytes | None:
         if name is None:
             return None
-        path = self.log.path.parent / f"{name}.png"
+        path = self.log.path.parent / f"{name}.{kind}"
         if not path.is_file():
-            raise self._wrong(f"the session begins with an image that is not there: {path}")
+            raise self._wrong(f"the session begins with a file that is not there: {path}")
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() != name:
-            raise self._wrong(f"{path} is not the image that the session began with")
+            raise self._wrong(f"{path} is not the file that the session began with")
         return data
 
     def _fork(self, line: Chunk) -> None:

@@ -38,15 +38,16 @@ class Visit:
         self.state: wire.State = "queued"
         self.engine: Engine | None = None
         self.tether: Tether | None = None
-        self.generation = self.out = self.owed = self.event = self.films = self.losses = self.shown = 0
+        self.generation = self.out = self.owed = self.event = self.exports = self.losses = self.shown = 0
         self.pictures = 0  # in all
         self.begun: wire.Begin | None = None
         self.image: bytes | None = None
+        self.save: bytes | None = None
         self.prompt: str | None = None
         self.asks: dict[int, tuple[float, orders.Ask]] = {}
         self.held: list[str] = []
         self.paused = self.warned = self.greeted = False
-        self.filming: tuple[int, int] | None = None  # number of the request, and its id
+        self.exporting: tuple[int, wire.Export] | None = None  # number of the request, and what was said
         self.saved: orders.Saved | None = None
         self.slot: deque[list[wire.Picture]] = deque(maxlen=MOST_AHEAD)
         self.letters: deque[wire.Told] = deque(maxlen=MOST_LETTERS)

@@ -15,6 +15,7 @@ MOST_PROMPT = 2000  # characters
 MOST_KEYS = 16  # in one message
 
 Switch = Literal["blend", "cut", "recache"]
+What = Literal["film", "session"]
 Id = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
 Seed = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
 Prompt = Annotated[str, msgspec.Meta(max_length=MOST_PROMPT)]
@@ -34,7 +35,7 @@ class Hello(Said, frozen=True, tag="hello"):
 
 
 class Begin(Said, frozen=True, tag="begin"):
-    """Begin, or begin anew. image: of an upload. steps: passes a frame, None for the world's own.
+    """Begin, or begin anew. image, save: of an upload. steps: passes a frame, None for the world's own.
 
     reality: show the environment itself beside, under the same keys.
     """
@@ -44,6 +45,7 @@ class Begin(Said, frozen=True, tag="begin"):
     steps: Annotated[int, msgspec.Meta(ge=1, le=64)] | None = None
     image: Name | None = None
     reality: bool = False
+    save: Name | None = None
 
 
 class Ask(Said, frozen=True, tag="prompt"):
@@ -90,10 +92,11 @@ class Fork(Said, frozen=True, tag="fork"):
     frame: Id | None = None
 
 
-class Film(Said, frozen=True, tag="film"):
-    """An MP4 of what is kept; the answer is where to fetch it."""
+class Export(Said, frozen=True, tag="export"):
+    """What is kept, as an MP4 or as a session that another one can begin with; the answer is where to fetch it."""
 
     id: Id
+    what: What = "film"
 
 
 class Ping(Said, frozen=True, tag="ping"):
@@ -106,7 +109,7 @@ class Bye(Said, frozen=True, tag="bye"):
     """The session is over, and cannot be resumed."""
 
 
-Control = Hello | Begin | Ask | Press | Grant | Pause | Back | Fork | Film | Ping | Bye
+Control = Hello | Begin | Ask | Press | Grant | Pause | Back | Fork | Export | Ping | Bye
 
 
 class Told(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True):
@@ -180,8 +183,8 @@ class Ticket(Told, frozen=True, tag="ticket"):
     ticket: str
 
 
-class Filmed(Told, frozen=True, tag="film"):
-    """The answer to film: fetch it there, once, within minutes."""
+class Exported(Told, frozen=True, tag="exported"):
+    """The answer to export: fetch it there, once, within minutes."""
 
     id: int
     url: str
@@ -199,7 +202,7 @@ class Warned(Told, frozen=True, tag="warning"):
 
 
 Code = Literal[
-    "bad_message", "bad_ticket", "bad_prompt", "bad_key", "bad_image", "bad_seed", "too_fast", "not_begun", "not_kept",
+    "bad_message", "bad_ticket", "bad_prompt", "bad_key", "bad_image", "bad_save", "too_fast", "not_begun", "not_kept",
     "busy", "failed", "engine", "expired", "draining", "protocol",
 ]  # fmt: skip
 

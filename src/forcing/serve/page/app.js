@@ -14,6 +14,8 @@ import { $, Choice, Stage, dropZone, note, pad, press, save, stand, themes } fro
 
 const KEYS_MS = 30; // between messages of keys: the gateway hears so many a second, and hands are slower
 const HUD_MS = 250;
+const SAVE = ".forcing";
+const EXPORTS = { film: ".mp4", session: SAVE }; // what can be saved, and how its name ends
 
 const given = new URLSearchParams(location.hash.slice(1)); // a ticket, a token, how to begin
 history.replaceState(null, "", location.pathname + location.search);
@@ -40,6 +42,7 @@ let reactions = new Reactions();
 let pressedAt = null; // of the first key that went down and was not sent yet
 let keysTimer = null;
 let keysSent = 0;
+let stepsChoice = null;
 
 // For tests, and for whoever is curious.
 const stats = {
@@ -59,7 +62,7 @@ function become(name, known = {}) {
   $("pause").textContent = name === "paused" ? "Go on" : "Pause";
   const live = link?.ready ?? false;
   for (const control of document.querySelectorAll(".panel button, .panel input")) control.disabled = !live;
-  $("film").disabled ||= [...pending.values()].some(({ kind }) => kind === "film");
+  if ([...pending.values()].some(({ kind }) => kind in EXPORTS)) exporting(true);
   measure();
 }
 
@@ -141,7 +144,7 @@ const HEARD = {
   state: (message) => stands(message),
   stats: ({ fps }) => { stats.fps.model = fps; },
   ticket: ({ id, ticket }) => forked(id, ticket),
-  film: ({ id, url }) => filmed(id, url),
+  exported: ({ id, url }) => exported(id, url),
   warning: ({ message }) => note(message),
   error: (message) => wrong(message),
 };
@@ -169,14 +172,15 @@ function wrong({ code, message, id }) {
   if (code === "bad_image") choose(null);
   const asked = pending.get(id);
   pending.delete(id);
-  if (asked?.kind === "film") filmReady();
+  if (asked?.kind in EXPORTS) exporting(false);
   showPrompts();
   note(message);
 }
 
 // ---- beginning
 
-function begin() {
+/** save: of a session that was saved, with the settings that it had. */
+function begin(save = null) {
   const prompt = settings.prompt ?? world.prompts[0] ?? null;
   settings.prompt = stats.prompt = prompt;
   pending.clear();
@@ -186,7 +190,7 @@ function begin() {
   showPrompts();
   $("seed").value = settings.seed;
   $("compare").setAttribute("aria-pressed", String(settings.reality));
-  link.say("begin", settings);
+  link.say("begin", { ...settings, save });
 }
 
 function describeWorld() {
@@ -197,7 +201,7 @@ function describeWorld() {
   strip.lanes(world.keys, signs.map((text, i) => (text === "space" ? "…" : text || world.keys[i][0])));
   $("steps-row").hidden = world.steps.length < 2;
   const choices = world.steps.map((each) => [each, String(each)]);
-  new Choice($("steps"), "steps", [[null, "default"], ...choices], settings.steps, (value) => {
+  stepsChoice = new Choice($("steps"), "steps", [[null, "default"], ...choices], settings.steps, (value) => {
     settings.steps = value;
     begin();
   });
@@ -231,9 +235,25 @@ async function choose(file) {
   $("thumb").hidden = $("unchoose").hidden = settings.image === null;
 }
 
+/** A picture, or a session that was saved. */
 async function startFrom(file) {
+  if (file?.name.endsWith(SAVE)) return openSave(file);
   await choose(file);
   if (link?.ready && (settings.image !== null) === (file !== null)) begin();
+  return undefined;
+}
+
+async function openSave(file) {
+  try {
+    const { id, prompt, seed, steps } = await desk.open(file);
+    await choose(null);
+    Object.assign(settings, { prompt, seed, steps, reality: false });
+    stepsChoice.choose(steps);
+    stage.compare(false);
+    if (link?.ready) begin(id);
+  } catch (error) {
+    note(`The session was not opened: ${error.message}`);
+  }
 }
 
 function compare() {
@@ -410,28 +430,28 @@ function forked(id, ticket) {
   else note("The fork is ready.", { href, textContent: "Open it", rel: "noopener" });
 }
 
-function film() {
+function makeFile(what) {
   const id = link.id();
-  if (!link.say("film", { id })) return;
-  pending.set(id, { kind: "film" });
-  $("film").disabled = true;
-  $("film").textContent = "Making…";
+  if (!link.say("export", { id, what })) return;
+  pending.set(id, { kind: what });
+  exporting(true);
 }
 
-async function filmed(id, url) {
+async function exported(id, url) {
+  const { kind } = pending.get(id) ?? {};
   pending.delete(id);
   try {
     const words = (stats.prompt ?? "free").toLowerCase().replace(/[^a-z0-9]+/g, "-").slice(0, 40);
-    save(await desk.film(url), `forcing-${words}-${settings.seed}.mp4`);
+    save(await desk.fetch(url), `forcing-${words}-${settings.seed}${EXPORTS[kind]}`);
   } catch (error) {
-    note(`The film could not be fetched: ${error.message}`);
+    note(`The ${kind} could not be fetched: ${error.message}`);
   }
-  filmReady();
+  exporting(false);
 }
 
-function filmReady() {
-  $("film").disabled = !link?.ready;
-  $("film").textContent = "Save MP4";
+function exporting(on) {
+  for (const what of Object.keys(EXPORTS)) $(what).disabled = on || !link?.ready;
+  $("film").textContent = on ? "Saving…" : "Save MP4";
 }
 
 // ---- numbers
@@ -486,13 +506,17 @@ function wireButtons() {
   $("seed").onchange = () => seedIs(whole($("seed").value));
   $("dice").onclick = () => seedIs(dice());
   $("choose").onclick = () => $("file").click();
-  $("file").onchange = () => $("file").files.length && startFrom($("file").files[0]);
+  $("file").onchange = () => {
+    const [file] = $("file").files;
+    $("file").value = ""; // the same one may be chosen again
+    if (file) startFrom(file);
+  };
   $("unchoose").onclick = () => startFrom(null);
   $("compare").onclick = compare;
   $("pause").onclick = () => link.say("pause", { on: stats.state !== "paused" });
-  $("reset").onclick = begin;
+  $("reset").onclick = () => begin();
   $("fork").onclick = () => fork();
-  $("film").onclick = film;
+  for (const what of Object.keys(EXPORTS)) $(what).onclick = () => makeFile(what);
   $("leave").onclick = () => link.leave();
 }
 

@@ -80,8 +80,14 @@ export class Desk {
     return (await asked(await this.#ask("api/images", { method: "POST", body: file, headers }))).id;
   }
 
-  /** A film, as a Blob. */
-  async film(url) {
+  /** What a session that was saved begins with: {id, prompt, seed, steps}. */
+  async open(file) {
+    const headers = { "Content-Type": "application/octet-stream" };
+    return asked(await this.#ask("api/saves", { method: "POST", body: file, headers }));
+  }
+
+  /** What was exported, as a Blob. */
+  async fetch(url) {
     const response = await this.#ask(url);
     return response.ok ? response.blob() : asked(response);
   }

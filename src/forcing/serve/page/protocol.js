@@ -6,7 +6,7 @@ export const MOST = { control: 16 * 1024, prompt: 2000, keys: 16, grant: 8 };
 export const SWITCHES = ["blend", "cut", "recache"];
 export const STATES = ["queued", "starting", "live", "paused", "detached", "recovering", "draining", "closed"];
 export const CODES = [
-  "bad_message", "bad_ticket", "bad_prompt", "bad_key", "bad_image", "bad_seed", "too_fast", "not_begun", "not_kept",
+  "bad_message", "bad_ticket", "bad_prompt", "bad_key", "bad_image", "bad_save", "too_fast", "not_begun", "not_kept",
   "busy", "failed", "engine", "expired", "draining", "protocol",
 ];
 export const CLOSE = {
@@ -16,14 +16,14 @@ export const CLOSE = {
 // Fields of each message, by its type.
 export const SAID = {
   hello: ["ticket", "protocol"],
-  begin: ["prompt", "seed", "steps", "image", "reality"],
+  begin: ["prompt", "seed", "steps", "image", "reality", "save"],
   prompt: ["id", "text", "switch"],
   keys: ["id", "held", "tapped"],
   grant: ["chunks", "frame", "age_ms"],
   pause: ["on"],
   back: ["frame"],
   fork: ["id", "frame"],
-  film: ["id"],
+  export: ["id", "what"],
   ping: ["id"],
   bye: [],
 };
@@ -34,7 +34,7 @@ export const TOLD = {
   state: ["state", "generation", "message"],
   stats: ["fps", "pass_ms", "sessions"],
   ticket: ["id", "ticket"],
-  film: ["id", "url"],
+  exported: ["id", "url"],
   pong: ["id", "clock_us"],
   warning: ["message"],
   error: ["code", "message", "retryable", "id"],
