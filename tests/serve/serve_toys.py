@@ -208,3 +208,7 @@ async def viewing(served, token=None, *, window=2, bye=True, **begin):
         if bye:
             await viewer.say("bye")
             assert await viewer.closed() == wire.NORMAL
+
+
+def pid_of(served, number=0):
+    return served.desk.engines[number].life.body.process.pid

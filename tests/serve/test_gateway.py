@@ -16,7 +16,8 @@ from starlette.websockets import WebSocket
 
 from forcing.serve import mock, orders, static, wire
 from forcing.serve.admission import Desk
-from forcing.serve.gateway import MOST_UPLOAD, repainted, run
+from forcing.serve.gateway import MOST_UPLOAD, run
+from forcing.serve.images import repainted
 from forcing.serve.journal import End, Journal
 from forcing.serve.limits import Bucket, Shelf, Strikes
 from forcing.serve.line import Line
@@ -136,7 +137,7 @@ def test_what_cannot_be_asked(served):
             assert (await viewer.until("error"))["code"] == "not_begun"
             for wrong, code in (
                 ({"image": "none"}, "bad_image"),
-                ({"steps": 3}, "bad_message"),
+                ({"steps": 3}, "bad_steps"),
             ):
                 await viewer.say("begin", **wrong)
                 error = await viewer.until("error")
@@ -222,6 +223,7 @@ def test_a_film_is_served_once(served):
             return (await viewer.until("exported", id=9))["url"]
 
     url = "/" + asyncio.run(main())
+    assert httpx.head(served.url + url).status_code == 200  # which takes nothing
     first = served.get(url)
     assert first.status_code == 200 and first.headers["content-type"] == "video/mp4" and b"ftyp" in first.content
     assert served.get(url).status_code == 404
@@ -320,13 +322,17 @@ def test_leases_end(options, code):
     async def main(served):
         async with viewing(served, bye=False, window=0) as viewer:
             await viewer.say("begin")
+            if code == wire.NORMAL:
+                await asyncio.sleep(1.5)  # nobody else wants the place
+                assert not [told for told in viewer.told if told["type"] == "warning"]
+                await ticket(served)
             assert await viewer.closed() == code
             if code == wire.NORMAL:
                 kinds = [message["type"] for message in viewer.told]
                 assert kinds.index("warning") < kinds.index("error")
                 assert viewer.told[-1]["state"] == "closed"
 
-    with serving(detach_s=0.2, **options) as served:
+    with serving(detach_s=0.2, ticket_s=2.0, engine={}, **{"sessions": 1, **options}) as served:
         asyncio.run(main(served))
         served.settled()
 
@@ -357,14 +363,14 @@ def test_the_queue():
             first, second, third, fourth = [await ask() for _ in range(4)]
             assert [each.status_code for each in (first, second, third, fourth)] == [201, 202, 202, 503]
             assert int(fourth.headers["retry-after"]) > 0 and fourth.json()["error"] == "busy"
-            assert second.json()["position"] == 1 and third.json()["eta_s"] > second.json()["eta_s"] > 0
+            assert second.json()["position"] == 1 and third.json()["eta_s"] == 0  # nobody has left yet
             async with socket(served) as early:
                 viewer = Viewer(early)
                 await viewer.say("hello", ticket=second.json()["ticket"])
                 assert (await viewer.until("error"))["code"] == "busy" and await viewer.closed() == wire.TRY_LATER
             async with viewing(served, first.json()["ticket"], seed=1):
                 place = (await client.get("/api/sessions/" + third.json()["ticket"])).json()
-                assert place["position"] == 2 and "url" not in place
+                assert place["position"] == 2 and "url" not in place and place["loading"] is False
             async with asyncio.timeout(SOON):
                 while "url" not in (place := (await client.get("/api/sessions/" + second.json()["ticket"])).json()):
                     await asyncio.sleep(0.02)
@@ -411,6 +417,10 @@ def test_the_secret():
         ("http://other.example", None, False),
         ("null", None, False),
         ("http://other.example", "other.example", False),  # its name was made to point here
+        (None, "other.example", False),
+        ("https://listed.example", "listed.example", True),  # behind a proxy with TLS
+        ("http://10.0.0.7:8000", "10.0.0.7:8000", True),
+        ("http://[::1]:8000", "[::1]:8000", True),
     ],
 )
 def test_pages_of_others_may_not_connect(shared, origin, host, allowed):
@@ -466,7 +476,7 @@ def test_what_is_no_image_is_refused(body):
 def test_images_have_limits(shared):
     assert shared.post("/api/images", content=bytes(MOST_UPLOAD + 1)).status_code == 413
     assert shared.post("/api/images", content=b"no").json()["error"] == "bad_image"
-    with pytest.raises(ValueError, match="8000x8000 pixels: at most 40000000"):
+    with pytest.raises(ValueError, match="8000x8000 pixels: a PNG has at most 16000000"):
         repainted(encoded("PNG", (8000, 8000), "1"))
     assert repainted(encoded("JPEG", (4000, 1000)))[1:] == (1920, 480)
 

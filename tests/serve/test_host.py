@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 from forcing.cli.play import plans_of
-from forcing.engine.session import Session, Setup, Told
+from forcing.engine.session import Session, Setup, Shared, Told
 from forcing.envs.gym import replay
 from forcing.serve import host, orders, wire
+from forcing.serve.viewer import Viewer
 from forcing.world import World
 
 SHIPPED = Path(host.__file__).parents[1] / "shipped/rooms/dmd-2step"
@@ -104,7 +105,7 @@ def test_pictures_are_those_of_a_session_that_is_told_the_same(hosted):
 
 
 def test_a_key_that_was_down_between_two_chunks_was_tapped():
-    viewer = host.Viewer(1, 1, None, ("left", "right", "wait"), 1)
+    viewer = Viewer(1, 1, None, ("left", "right", "wait"), 1)
     viewer.press(orders.Press(1, 1, ["left"], []))
     viewer.press(orders.Press(1, 2, [], []))
     assert [viewer.listen(frame).actions for frame in range(2)] == [["left"], ["wait"]]
@@ -165,6 +166,107 @@ def test_it_begins_anew_goes_back_and_forks(hosted):
     assert refused.code == "not_kept" and "frame 77" in refused.message
 
 
+def test_who_is_forked_and_leaves_or_goes_back_disturbs_nobody(hosted):
+    one = hosted(fps=1000.0)
+    for number in range(1, 16, 3):
+        one.tell(orders.Open(number, 1, "four rooms", 5), orders.Grant(number, 40))
+        one.frames(number, 4)
+        what = (
+            [orders.Close(number)],
+            [orders.Open(number, 2, "four rooms", 6), orders.Grant(number, 2)],
+            [orders.Back(number, 2, 1), orders.Grant(number, 2)],
+        )[number // 3 % 3]
+        one.tell(orders.Fork(number, number + 1), *what, orders.Grant(number + 1, 2))
+        one.frames(number + 1, 2)
+        if len(what) == 2:
+            while (made := one.frames(number, 1)[0]).generation == 1:
+                pass
+            assert made.latent == (1 if isinstance(what[0], orders.Back) else 0)
+            one.tell(orders.Close(number))
+        one.tell(orders.Close(number + 1))
+        one.said.clear()
+
+
+def test_a_fork_of_who_is_gone_has_failed(hosted):
+    one = hosted(sessions=1)
+    one.tell(orders.Fork(7, 8))
+    assert "is over" in one.until(orders.Failed, 8).message
+    one.tell(orders.Open(1, 1, None, 0), orders.Fork(1, 2))
+    assert one.until(orders.Failed, 2).code == "busy"
+    one.tell(orders.Grant(1, 1))
+    one.frames(1, 1)
+
+
+def test_going_back_while_paused_shows_where_and_says_the_prompt(hosted):
+    one = hosted()
+    one.tell(orders.Open(1, 1, "four rooms", 5), orders.Grant(1, 6))
+    one.frames(1, 3)
+    one.tell(orders.Ask(1, 5, "lava crossing", "cut"))
+    one.until(orders.Applied)
+    one.tell(orders.Pause(1, True), orders.Back(1, 2, 1))
+    went = one.until(orders.Went)
+    assert (went.generation, went.frame, went.prompt) == (2, 1, "four rooms")
+    one.tell(orders.Grant(1, 3))
+    while (made := one.frames(1, 1)[0]).generation == 1:
+        pass
+    assert made.latent == 1
+    time.sleep(0.2)
+    one.tell(orders.Back(1, 3, 0))
+    one.until(orders.Went)
+    assert not [each for each in one.said if isinstance(each, orders.Frames) and each.generation == 2]
+
+
+def test_a_slow_text_stops_nobody(hosted, monkeypatch):
+    cond = World.cond
+
+    def slow(self, prompts, *rest):
+        time.sleep(2.5 if threading.current_thread().name == "texts" else 0.0)
+        return cond(self, prompts, *rest)
+
+    one = hosted()
+    one.tell(orders.Open(1, 1, "four rooms", 5), orders.Grant(1, 4))
+    one.frames(1, 4)
+    monkeypatch.setattr(World, "cond", slow)
+    monkeypatch.setattr(Shared, "knows", lambda self, prompt: False)
+    one.tell(orders.Ask(1, 7, "lava crossing", "blend"), orders.Ask(1, 8, "multi room", "blend"))
+    one.tell(orders.Open(2, 1, "multi room", 6), orders.Press(2, 1, ["left"], []), orders.Grant(2, 2))
+    began = time.monotonic()
+    one.tell(orders.Grant(1, 20))
+    one.frames(1, 20)
+    assert time.monotonic() - began < 2.0  # and not seven seconds
+    assert not [each for each in one.said if isinstance(each, orders.Applied)]
+    one.tell(orders.Grant(1, 600))
+    assert [one.until(orders.Applied, 1).event for _ in range(2)] == [7, 8]
+    assert [made.event for made in one.frames(2, 2)] == [1, 1]  # what was said meanwhile was heard
+
+
+def test_a_long_pass_is_no_silence(hosted, monkeypatch):
+    one, show = hosted(), Session._show
+
+    def slow(self, *args, **more):
+        time.sleep(1.5)
+        return show(self, *args, **more)
+
+    monkeypatch.setattr(Session, "_show", slow)
+    one.said.clear()
+    one.tell(orders.Open(1, 1, None, 0), orders.Grant(1, 1))
+    one.frames(1, 1)
+    beats = [each for each in one.said if isinstance(each, orders.Beat)]
+    assert len(beats) > 4 and any(each.busy for each in beats)
+
+
+def test_what_cannot_be_served_is_said(tmp_path):
+    for wrong, told in (
+        ({"world": str(tmp_path)}, "is not a world"),
+        ({"world": str(SHIPPED), "batch": 0}, "batch is 0"),
+        ({"world": str(SHIPPED), "device": "nonsense"}, "nonsense"),
+        ({"world": str(SHIPPED.parent / "base")}, "bidirectional"),
+    ):
+        ours, theirs = multiprocessing.Pipe()
+        host.main(theirs, {"fps": 10.0, **wrong}, plans_of)
+        assert told in orders.report(ours.recv_bytes()).message
+
+
 def test_it_goes_on_from_an_image(hosted):
     one, given = hosted(), replay("four rooms", 3, [])[0]
     data = io.BytesIO()
@@ -178,15 +280,29 @@ def test_it_goes_on_from_an_image(hosted):
 
 def test_reality_is_stepped_by_the_same_keys(hosted):
     one = hosted()
-    one.tell(orders.Open(1, 1, "lava crossing", 11, reality=True), orders.Press(1, 1, ["forward"], []))
+    one.tell(
+        orders.Open(1, 1, "lava crossing", 11, beside=orders.Walk("lava crossing", 11)),
+        orders.Press(1, 1, ["forward"], []),
+    )
     one.tell(orders.Grant(1, 5))
     seen = one.frames(1, 5)
     real = replay("lava crossing", 11, [2] * 4)
     for made, expected in zip(seen, real, strict=True):
         assert np.array_equal(picture(made.reality[0]), expected)
     assert np.array_equal(picture(seen[0].images[0]), real[0])  # it begins there
+    one.tell(orders.Back(1, 2, 2), orders.Grant(1, 3))
+    for made, expected in zip(one.frames(1, 3), real[2:], strict=True):  # it goes back with the session
+        assert np.array_equal(picture(made.reality[0]), expected)
+    one.tell(orders.Fork(1, 2), orders.Press(2, 1, ["forward"], []), orders.Grant(2, 2))
+    far = replay("lava crossing", 11, [2] * 6)
+    for made, expected in zip(one.frames(2, 2), far[5:], strict=True):
+        assert np.array_equal(picture(made.reality[0]), expected)
+    saved = [each for each in one.said if isinstance(each, orders.Saved) and each.session == 1][-1]
+    one.tell(orders.Open(3, 1, "lava crossing", 11, saved=saved.data, beside=saved.beside), orders.Grant(3, 1))
+    (made,) = one.frames(3, 1)
+    assert np.array_equal(picture(made.reality[0]), far[saved.frame - 1])  # nothing was pressed
     other = hosted(reality="")
-    other.tell(orders.Open(1, 1, "lava crossing", 11, reality=True))
+    other.tell(orders.Open(1, 1, "lava crossing", 11, beside=orders.Walk("lava crossing", 11)))
     assert "no environment" in other.until(orders.Failed).message
 
 

@@ -88,6 +88,10 @@ class Seat:
 Happened = tuple[Session, Shown | Exception]
 
 
+class Full(RuntimeError):
+    """There is no room for another session."""
+
+
 class Engine:
     """Serve sessions by calling `tick` whenever `wait` says so; a session that fails is closed, and alone.
 
@@ -139,12 +143,12 @@ class Engine:
         start: Pixels | None = None,
         plan: Plan | None = None,
     ) -> Session:
-        """A new session; see `Session`. plan: another than the others have. RuntimeError where there is no room."""
+        """A new session; see `Session`. plan: another than the others have. Full where there is no room."""
         self._room()
         return self._seated(Session(self.setup.by(plan), listen, seed=seed, start=start))
 
     def adopt(self, session: Session) -> Session:
-        """A session that was made elsewhere, such as by `saved.loads`. RuntimeError where there is no room."""
+        """A session that was made elsewhere, such as by `saved.loads`. Full where there is no room."""
         self._room()
         if session in self.seats:
             raise ValueError("this session is served here already")
@@ -164,7 +168,7 @@ class Engine:
     def fork(self, session: Session, listen: Callable[[int], Told]) -> Session:
         """Another session that goes on from here, after the chunk in progress, whose passes are made right now.
 
-        RuntimeError where there is no room, for keys and values either.
+        Full where there is no room, for keys and values either.
         """
         self._room()
         seat = self._seat(session)
@@ -172,7 +176,7 @@ class Engine:
             return self._seated(session.fork(listen))
         ring = self._ring(seat)
         if ring is None:
-            raise RuntimeError("all keys and values in memory are in use")
+            raise Full("all keys and values in memory are in use")
 
         def forked(ring: Ring) -> Session:
             self.finish(session)
@@ -194,6 +198,7 @@ class Engine:
         """Forget a session; nothing happens if it is closed already."""
         seat = self.seats.pop(session, None)
         if seat is not None:
+            self._forget(session)
             seat.leave()
             self._give_back(seat)
 
@@ -361,7 +366,7 @@ class Engine:
 
     def _room(self) -> None:
         if len(self.seats) >= self.sessions:
-            raise RuntimeError(f"all {self.sessions} sessions are taken")
+            raise Full(f"all {self.sessions} sessions are taken")
 
     def _seat(self, session: Session) -> Seat:
         if session not in self.seats:
@@ -374,8 +379,13 @@ class Engine:
 
     def _anew(self, seat: Seat) -> None:
         """What its session shows next has nothing to do with what it has shown."""
+        self._forget(seat.session)
         seat.leave()
         seat.reel, seat.due = None, self.clock()
+
+    def _forget(self, session: Session) -> None:
+        """What happened to it between two ticks is nobody's business any more."""
+        self._late[:] = [(each, what) for each, what in self._late if each is not session]
 
     def _is_open(self, seat: Seat) -> bool:
         """Whether it is served still: who is asked what to show next may have closed anyone."""

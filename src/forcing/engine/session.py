@@ -91,12 +91,19 @@ class Shared:
     def text(self, prompt: str | None, device: torch.device) -> Mapping[str, Tensor]:
         """The same tensors whoever asks: what is told the same is not kept twice, nor taken for something new."""
         if prompt not in self._texts:
-            static = self.world.cond([prompt], None, 1).static
-            self._texts[prompt] = {name: value.to(device) for name, value in static.items()}
+            self.keep(prompt, self.world.cond([prompt], None, 1).static, device)
         self._texts.move_to_end(prompt)
+        return self._texts[prompt]
+
+    def knows(self, prompt: str | None) -> bool:
+        """Whether its text is there at once."""
+        return prompt in self._texts
+
+    def keep(self, prompt: str | None, static: Mapping[str, Tensor], device: torch.device) -> None:
+        """The text of a prompt, which was made elsewhere."""
+        self._texts[prompt] = {name: value.to(device) for name, value in static.items()}
         while len(self._texts) > TEXTS:
             self._texts.popitem(last=False)
-        return self._texts[prompt]
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,16 @@ from forcing.serve.visit import Visit
 MIB = 1 << 20
 KEPT_S = 600.0  # what was uploaded, and what is to be fetched
 WARN_S = 30.0  # before a session is over
-MOST_LOSSES = 3  # engines that a session may lose one after another; it may be the reason
+SUSPECT, MOST_LOSSES = 2, 3  # engines that a session may lose one after another: it may be the reason
+TRIED_S = 3.0  # for which a session that is suspected is served before the next one is
 
 
 class Full(Exception):
-    """No session can be begun now. retry_s: when to ask again."""
+    """No session can be begun now. retry_s: when to ask again. code: of `wire.Code`."""
 
-    def __init__(self, message: str, retry_s: int) -> None:
+    def __init__(self, message: str, retry_s: int, code: wire.Code = "busy") -> None:
         super().__init__(message)
-        self.retry_s = retry_s
+        self.retry_s, self.code = retry_s, code
 
 
 class Desk:
@@ -37,7 +38,7 @@ class Desk:
         self.draining = False
         self.world: wire.World | None = None
         self.name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
-        self._number, self._turn, self._freed_at = 0, 10.0, clock()
+        self._number, self._turn, self._freed_at = 0, 0.0, clock()
 
     @property
     def queue(self) -> list[Visit]:
@@ -50,30 +51,39 @@ class Desk:
         if self.draining:
             raise Full("the gateway stops: nothing new is begun", 30)
         if len(broken) == len(self.engines):
-            raise Full(f"no engine works: {broken[0]}", 60)
+            raise Full(f"no engine works: {broken[0]}", 60, "engine")
         if len(self.queue) >= self.options.queue + sum(engine.free for engine in self.engines):
-            raise Full(f"{len(self.queue)} are waiting already", max(1, round(self.eta(len(self.queue)))))
+            raise Full(f"{len(self.queue)} are waiting already", max(2, round(self.eta(len(self.queue)))))
         visit = self._new()
         events.tell("session asked for", session=visit.name, queue=len(self.queue))
         self.place()
         return visit
+
+    @property
+    def loads(self) -> bool:
+        """Whether nobody can be served yet, as no engine is ready."""
+        return not any(engine.state == "warm" for engine in self.engines)
 
     def position(self, visit: Visit) -> int:
         """In the queue, from 1; 0 for who is served."""
         return self.queue.index(visit) + 1 if visit.state == "queued" else 0
 
     def eta(self, position: int) -> float:
-        """Seconds until it is the turn of a position, going by those before."""
+        """Seconds until it is the turn of a position, going by those before; 0.0 where nobody has left yet."""
         return round(position * self._turn, 1)
 
     def place(self) -> None:
         """Serve who waits, as far as there is room: first those who lost their engine."""
         waiting = [visit for visit in self.visits.values() if visit.engine is None]
         for visit in sorted(waiting, key=lambda visit: (visit.state == "queued", visit.number)):
-            engine = max(self.engines, key=lambda engine: engine.free)
-            if not engine.free:
-                return
-            self._seat(visit, engine)
+            tried = [engine for engine in self.engines if engine.free and not self._tries(engine, visit)]
+            if tried:
+                self._seat(visit, max(tried, key=lambda engine: engine.free))
+
+    def _tries(self, engine: Engine, visit: Visit) -> bool:
+        """Whether it serves another that is suspected, as this one is: if it is lost, one should be to blame."""
+        served = (self.visits[number].losses for number in engine.taken)
+        return visit.losses >= SUSPECT and any(losses >= SUSPECT for losses in served)
 
     def start(self, visit: Visit) -> None:
         """Begin, begin anew, or go on from what was saved, as a new generation."""
@@ -97,7 +107,8 @@ class Desk:
             )
         )
         numbers = (visit.number, visit.generation, visit.prompt, begun.seed, begun.steps)
-        visit.say(orders.Open(*numbers, image, data, begun.reality))
+        walk = orders.Walk(visit.prompt, begun.seed) if saved is None else saved.beside
+        visit.say(orders.Open(*numbers, image, data, walk if begun.reality else None))
         for _, ask in visit.asks.values():
             visit.say(ask)
         if visit.held:
@@ -134,11 +145,15 @@ class Desk:
 
     def lost(self, engine: Engine) -> None:
         """An engine is gone: its sessions go on where there is room, or when it is back."""
-        now, numbers = self.clock(), sorted(engine.taken)
+        visits = [self.visits[number] for number in sorted(engine.taken)]
         engine.taken.clear()
-        for visit in [self.visits[number] for number in numbers]:
-            visit.engine, visit.exporting = None, None
-            visit.losses = visit.losses + 1 if now - visit.placed_at < self.options.steady_s else 1
+        suspects = [visit for visit in visits if visit.losses >= SUSPECT] or visits  # who is tried bears the blame
+        for visit in visits:
+            visit.engine = None
+            if visit.exporting is not None:
+                said, visit.exporting = visit.exporting[1], None
+                visit.tell(wire.Wrong("failed", "the engine was lost meanwhile", retryable=True, id=said.id))
+            visit.losses += visit in suspects
             if visit.losses >= MOST_LOSSES:
                 self.fail(visit, "engine", f"{visit.losses} engines were lost one after another: {engine.why}")
             elif visit.begun is not None:
@@ -171,7 +186,8 @@ class Desk:
             visit.say(orders.Close(visit.number))
             visit.engine.taken.discard(visit.number)
             now = self.clock()
-            self._turn, self._freed_at = 0.8 * self._turn + 0.2 * min(600.0, now - self._freed_at), now
+            took = min(600.0, now - self._freed_at)
+            self._turn, self._freed_at = 0.8 * self._turn + 0.2 * took if self._turn else took, now
         visit.engine = None
         if visit.tether is not None:
             visit.tether.leave(code, reason[:100])
@@ -180,19 +196,32 @@ class Desk:
     def tick(self) -> None:
         """End leases that are over, and warn of those that soon will be."""
         now, options = self.clock(), self.options
+        for engine in self.engines:
+            if engine.slots < engine.most and now - engine.shrunk_at > options.steady_s:
+                engine.slots, engine.shrunk_at = engine.slots + 1, now
+        for visit in self.visits.values():
+            patience = TRIED_S if visit.losses >= SUSPECT else options.steady_s
+            if visit.losses and visit.engine is not None and now - visit.placed_at > patience:
+                visit.losses = 0
+        self.place()
+        waits = bool(self.queue)
         for visit in list(self.visits.values()):
             if visit.tether is None:
                 limit = options.detach_s if visit.greeted else options.ticket_s
                 if now - visit.touched > limit:
                     self.fail(visit, "expired", f"nobody came for {limit:g} s")
                 continue
+            if not waits:  # nobody needs the place
+                visit.warned = False
+                continue
             idle, life = now - visit.used_at - options.idle_s, now - visit.born - options.lifetime_s
             why = f"{options.idle_s:g} s without a control" if idle > life else f"{options.lifetime_s:g} s in all"
             left, soon = -max(idle, life), min(WARN_S, options.idle_s / 2, options.lifetime_s / 2)
-            if left <= 0:
+            if left <= 0 and visit.warned and now - visit.warned_at >= soon:
                 self.fail(visit, "expired", f"the session has ended: {why}", wire.NORMAL)
             elif left <= soon and not visit.warned:
-                visit.tell(wire.Warned(f"the session ends in {left:.0f} s, after {why}"))
+                visit.warned_at = now
+                visit.tell(wire.Warned(f"others wait: the session ends in {max(soon, left):.0f} s, after {why}"))
             visit.warned = left <= soon
         for shelf in (self.images, self.saves, self.exports):
             shelf.sweep()

@@ -6,8 +6,12 @@ No prompt, key, token or ticket is ever said; sessions have the names of their l
 import io
 import json
 import logging
+import queue
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
+from logging.handlers import QueueHandler, QueueListener
 from typing import Any
 
 _log = logging.getLogger("forcing.serve")
@@ -44,14 +48,31 @@ class Words(logging.Formatter):
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 
 
-def show(*, lines: bool, stream: io.TextIOBase | None = None) -> None:
-    """From now on, for this process. lines: all of it as JSON; else warnings in words."""
+class Posted(QueueHandler):
+    """Handed to another thread: a terminal or a pipe that takes nothing must not stop the server. What is too much is
+    dropped.
+    """
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        with suppress(queue.Full):
+            self.queue.put_nowait(record)
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        return record  # as it is: it stays in this process
+
+
+def show(*, lines: bool, stream: io.TextIOBase | None = None) -> Callable[[], None]:
+    """From now on, for this process, until what is returned is called. lines: all of it as JSON; else warnings in words."""
     handler = logging.StreamHandler(sys.stderr if stream is None else stream)
     handler.setFormatter(Lines() if lines else Words())
+    posted = Posted(queue.Queue(10_000))
+    listener = QueueListener(posted.queue, handler)
+    listener.start()
     for logger in (_log, logging.getLogger("uvicorn")):
-        logger.handlers = [handler]
+        logger.handlers = [posted]
         logger.propagate = False
         logger.setLevel(logging.INFO if lines and logger is _log else logging.WARNING)
+    return listener.stop
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

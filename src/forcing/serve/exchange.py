@@ -3,6 +3,8 @@
 import time
 from typing import cast, get_args
 
+import msgspec
+
 from forcing.serve import journal, orders, saves, wire
 from forcing.serve.admission import Desk
 from forcing.serve.supervisor import Engine
@@ -100,9 +102,10 @@ def _grant(desk: Desk, visit: Visit, said: wire.Grant) -> None:
 def _begin(desk: Desk, visit: Visit, said: wire.Begin) -> None:
     world = desk.world
     if world is not None and said.steps is not None and said.steps not in world.steps:
-        raise Refusal("bad_message", f"steps is {said.steps}: choose from {', '.join(map(str, world.steps))}")
+        raise Refusal("bad_steps", f"steps is {said.steps}: choose from {', '.join(map(str, world.steps))}")
     if world is not None and said.reality and not world.reality:
-        raise Refusal("bad_message", "reality is true: this world has no environment beside it")
+        said = msgspec.structs.replace(said, reality=False)
+        visit.tell(wire.Warned("this world has no environment beside it"))
     prompt = _prompt(desk, said.prompt)
     image = None if said.image is None else desk.images.get(said.image)
     if said.image is not None and image is None:
@@ -146,13 +149,15 @@ def heard(desk: Desk, engine: Engine, report: orders.AnyReport) -> None:
     if isinstance(report, orders.Ready):
         desk.world = report.world
         desk.place()
-    elif not isinstance(report, orders.Beat):
+    elif not isinstance(report, orders.Beat | orders.Unfit):
         visit = desk.visits.get(report.session)
         if visit is not None and visit.engine is engine:
             _reported(desk, visit, report)
 
 
-_OfSession = orders.Frames | orders.Applied | orders.Saved | orders.Exported | orders.Refused | orders.Failed
+_OfSession = (
+    orders.Frames | orders.Applied | orders.Went | orders.Saved | orders.Exported | orders.Refused | orders.Failed
+)
 
 
 def _reported(desk: Desk, visit: Visit, report: _OfSession) -> None:
@@ -164,6 +169,10 @@ def _reported(desk: Desk, visit: Visit, report: _OfSession) -> None:
                 desk.metrics.dropped.labels("generation").inc()
         case orders.Applied():
             _applied(desk, visit, report)
+        case orders.Went():
+            if report.generation == visit.generation:
+                visit.prompt = report.prompt
+                visit.tell(wire.Went(report.frame, report.prompt, report.generation))
         case orders.Saved():
             if report.generation == visit.generation:
                 visit.saved = report
@@ -178,7 +187,8 @@ def _reported(desk: Desk, visit: Visit, report: _OfSession) -> None:
             engine = visit.engine
             if report.code == "busy" and engine is not None:
                 desk.metrics.memory.inc()
-                engine.slots = max(1, len(engine.taken) - 1)  # it holds those that are left, and no more
+                engine.slots = max(1, len(engine.taken) - 1)  # it holds those that are left, and no more for a while
+                engine.shrunk_at = desk.clock()
             desk.fail(visit, _code(report.code), report.message)
 
 

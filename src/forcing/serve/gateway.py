@@ -5,8 +5,9 @@ No torch here: what computes is elsewhere, and may crash.
 
 import asyncio
 import hmac
-import io
+import ipaddress
 import socket
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,18 +17,21 @@ from urllib.parse import urlsplit
 
 import msgspec
 import uvicorn
-from PIL import Image, ImageOps, UnidentifiedImageError
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
-from starlette.requests import HTTPConnection, Request
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from forcing import files
 from forcing.serve import events, exchange, saves, static, wire
 from forcing.serve.admission import Desk, Full
+from forcing.serve.images import repainted
 from forcing.serve.line import Line
 from forcing.serve.metrics import Metrics
 from forcing.serve.options import Options
@@ -35,12 +39,13 @@ from forcing.serve.supervisor import Supervisor, Target
 
 MOST_ASKED = 4096  # bytes of a request for a session
 MOST_UPLOAD = 8_000_000  # bytes of an image
-MOST_PIXELS = 40_000_000  # of an image
-SIDE = 1920  # pixels; larger images are made smaller
 UPLOAD_S = 30.0
 TICK_S = 0.2
 MOST_MESSAGE = 64 * 1024  # bytes; longer ones close the socket before they are read
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+MOST_UPLOADS = 8  # images that are read at the same time
+REFUSED_S = 5.0  # between two words on being full
+SILENT_S = 15.0  # for a connection to ask for something
+LOCAL = ("localhost", socket.gethostname().lower(), f"{socket.gethostname().lower()}.local")
 HEADERS = {
     "content-security-policy": "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
     "worker-src 'self' blob:; connect-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; "
@@ -66,21 +71,29 @@ class Denied(Exception):
         self.response = JSONResponse({"error": error, "message": message}, status, headers)
 
 
+def _quiet(_viewers: int, _seconds: float) -> None:
+    """Nobody wants to know."""
+
+
 class Gateway:
     """Desk, engines and routes. `live` is its life; `app` can be served, or mounted elsewhere, within it.
 
-    drop: given a peer's address, ends its connection at once; stop: ends the server.
+    drop: given a peer's address, ends its connection at once; sweep: ends those that never said anything; stop: ends
+    the server. leaving: is told how many viewers there are, and for how many seconds at most, when it is to stop.
     """
 
     def __init__(self, options: Options, target: Target) -> None:
         self.options, self.metrics = options, Metrics()
         self.desk = Desk(options, self.metrics)
-        heard, lost = self._heard, self.desk.lost
-        self.supervisor = Supervisor(options, target, self.metrics, heard, lost)
+        self.supervisor = Supervisor(options, target, self.metrics, self._heard, self._lost)
         self.desk.engines = self.supervisor.engines
         self.lines: set[Line] = set()
         self.drop: Callable[[tuple[str, int]], Callable[[], None]] = lambda _: lambda: None
         self.stop: Callable[[], None] = lambda: None
+        self.sweep: Callable[[], None] = lambda: None
+        self.leaving: Callable[[int, float], None] = _quiet
+        self.unfit = ""  # why no engine can serve, and none ever did
+        self.uploads, self.refused_at = 0, 0.0
         self.files = ThreadPoolExecutor(2, "images")
         self._drained: asyncio.Task[None] | None = None
         routes = [
@@ -95,7 +108,16 @@ class Gateway:
             WebSocketRoute("/ws", self.connect),
             Route("/{name:path}", static.page),
         ]
-        self.app: ASGIApp = _with_headers(Starlette(routes=routes, exception_handlers={Denied: _denied}))
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=options.origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type"],
+        )
+        app = Starlette(
+            routes=routes, middleware=[cors] if options.origins else [], exception_handlers={Denied: _denied}
+        )
+        self.app: ASGIApp = _with_headers(app)
 
     @asynccontextmanager
     async def live(self) -> AsyncIterator[None]:
@@ -123,6 +145,9 @@ class Gateway:
         desk.draining = True
         events.tell("draining", sessions=len(desk.visits), at_most_s=self.options.drain_s)
         self.metrics.draining.set(1)
+        viewers = sum(visit.tether is not None for visit in desk.visits.values())
+        if viewers:
+            self.leaving(viewers, self.options.drain_s)
         for visit in desk.visits.values():
             told = f"the gateway stops in {self.options.drain_s:g} s"
             visit.tell(wire.Stands("draining", visit.generation, told))
@@ -139,7 +164,17 @@ class Gateway:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            self.desk.tick()
+            try:
+                self.desk.tick()
+                self.sweep()
+            except Exception as wrong:  # of one session, perhaps: the others are looked after
+                events.warn("tick failed", why=f"{type(wrong).__name__}: {wrong}")
+
+    def _lost(self, engine: exchange.Engine) -> None:
+        self.desk.lost(engine)
+        if self.desk.world is None and all(each.state == "broken" for each in self.desk.engines):
+            self.unfit = engine.why
+            self.stop()
 
     def _heard(self, engine: exchange.Engine, report: exchange.orders.AnyReport) -> None:
         exchange.heard(self.desk, engine, report)
@@ -158,9 +193,11 @@ class Gateway:
             visit = self.desk.enter()
         except Full as full:
             self.metrics.refused.labels("draining" if self.desk.draining else "full").inc()
-            say = events.tell if self.desk.draining else events.warn
-            say("session refused", why=str(full))
-            raise Denied(503, "busy", str(full), full.retry_s) from None
+            if (now := self.desk.clock()) - self.refused_at > REFUSED_S:  # or a crowd would fill the log
+                self.refused_at = now
+                say = events.tell if self.desk.draining else events.warn
+                say("session refused", why=str(full))
+            raise Denied(503, full.code, str(full), full.retry_s) from None
         place = self._place(visit)
         return JSONResponse(place, 201 if "url" in place else 202)
 
@@ -174,17 +211,23 @@ class Gateway:
     def _place(self, visit: exchange.Visit) -> dict[str, object]:
         position = self.desk.position(visit)
         place: dict[str, object] = {"ticket": visit.ticket, "state": visit.state, "position": position}
-        return {**place, "eta_s": self.desk.eta(position)} if position else {**place, "url": "ws"}
+        waits = {"eta_s": self.desk.eta(position), "loading": self.desk.loads}
+        return {**place, **waits} if position else {**place, "url": "ws"}
 
     async def upload(self, request: Request) -> Response:
         self._own(request)
         self._known(request, None)
-        body = await _body(request, MOST_UPLOAD)
-        loop = asyncio.get_running_loop()
+        if self.uploads >= MOST_UPLOADS:
+            raise Denied(503, "busy", f"{self.uploads} images are being read already", 2)
+        self.uploads += 1
         try:
+            body = await _body(request, MOST_UPLOAD)
+            loop = asyncio.get_running_loop()
             data, width, height = await loop.run_in_executor(self.files, repainted, body)
         except ValueError as wrong:
             raise Denied(415, "bad_image", str(wrong)) from None
+        finally:
+            self.uploads -= 1
         return JSONResponse({"id": self.desk.images.put(data), "width": width, "height": height}, 201)
 
     async def open(self, request: Request) -> Response:
@@ -200,7 +243,8 @@ class Gateway:
 
     async def export(self, request: Request) -> Response:
         name, kind = request.path_params["name"], request.path_params["kind"]
-        data = self.desk.exports.take(name)
+        exports = self.desk.exports
+        data = exports.get(name) if request.method == "HEAD" else exports.take(name)
         if data is None:
             raise Denied(404, "not_kept", "there is no such file: each is served once, within minutes")
         headers = {"Content-Disposition": f'attachment; filename="session.{"mp4" if kind == "mp4" else "forcing"}"'}
@@ -241,14 +285,17 @@ class Gateway:
     # ---- who may
 
     def _own(self, connection: HTTPConnection) -> None:
-        """Only pages of ours, or those that are listed; other programs say no origin."""
-        origin = connection.headers.get("origin")
+        """Only under a name of ours, and only pages of ours or those that are listed; other programs say no origin."""
+        origin, host = connection.headers.get("origin"), connection.headers.get("host", "")
+        # A page elsewhere can have its own name point here, and would then be of our origin.
+        name = urlsplit(f"//{host}").hostname or ""
+        listed = {urlsplit(each).hostname for each in self.options.origins}
+        if not (_is_address(name) or name in listed | {*LOCAL, self.options.host.lower()}):
+            raise Denied(403, "bad_host", f"this server is not called {name[:100]!a}; --origin says what else it is")
         if origin is None or origin in self.options.origins:
             return
-        page, host = urlsplit(origin), connection.headers.get("host", "")
-        # A page elsewhere can have its own name point here: a gateway for this machine has the names of this machine.
-        ours = page.hostname in LOOPBACK or self.options.host not in LOOPBACK
-        if page.scheme not in ("http", "https") or page.netloc != host or not ours:
+        page = urlsplit(origin)
+        if page.scheme not in ("http", "https") or page.netloc != host:
             raise Denied(403, "bad_origin", f"a page of {origin[:100]!a} may not connect here")
 
     def _known(self, request: Request, token: str | None) -> None:
@@ -260,36 +307,28 @@ class Gateway:
             raise Denied(401, "bad_token", "the token is missing or wrong")
 
 
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
 def _state(each: exchange.Visit | exchange.Engine) -> str:
     if isinstance(each, exchange.Visit) and each.greeted and each.tether is None:
         return "detached"
     return each.state
 
 
-def repainted(body: bytes) -> tuple[bytes, int, int]:
-    """An image as a PNG without anything else that the file held, and its size. ValueError for what is none."""
-    try:
-        with Image.open(io.BytesIO(body), formats=("PNG", "JPEG", "WEBP")) as opened:
-            if opened.width * opened.height > MOST_PIXELS:
-                raise ValueError(f"{opened.width}x{opened.height} pixels: at most {MOST_PIXELS} in all")
-            opened.draft("RGB", (SIDE, SIDE))
-            picture = ImageOps.exif_transpose(opened).convert("RGB")
-        picture.thumbnail((SIDE, SIDE))
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError, Warning) as wrong:
-        raise ValueError(f"not a PNG, JPEG or WebP image that can be read ({type(wrong).__name__})") from None
-    data = io.BytesIO()
-    Image.frombytes("RGB", picture.size, picture.tobytes()).save(data, "PNG", compress_level=1)
-    return data.getvalue(), picture.width, picture.height
-
-
 async def _body(request: Request, most: int) -> bytes:
     body = bytearray()
-    with suppress(TimeoutError):
+    with suppress(TimeoutError, ClientDisconnect):
         async with asyncio.timeout(UPLOAD_S):
             async for part in request.stream():
                 body += part
                 if len(body) > most:
-                    raise Denied(413, "too_large", f"more than {most} bytes")
+                    raise Denied(413, "too_large", f"it has more than {most / 1e6:g} MB, the most that is taken")
             return bytes(body)
     raise Denied(408, "too_slow", f"not there after {UPLOAD_S:g} s")
 
@@ -324,6 +363,9 @@ class Server(uvicorn.Server):
             ws_max_size=MOST_MESSAGE,
             ws_per_message_deflate=False,  # pictures are compressed already
             ws_ping_interval=None,  # viewers say something often enough
+            http="h11",
+            proxy_headers=False,  # the peer is whoever is connected: `drop` finds its connection by that
+            limit_concurrency=gateway.options.connections,
             log_config=None,  # `events` shows what it says
             access_log=False,  # it would hold tickets
             server_header=False,
@@ -332,7 +374,8 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.gateway = gateway
         self.loop: asyncio.AbstractEventLoop | None = None
-        gateway.drop, gateway.stop = self.drop, self.leave
+        self.silent: dict[H11Protocol, float] = {}
+        gateway.drop, gateway.stop, gateway.sweep = self.drop, self.leave, self.sweep
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         if self.loop is None or self.gateway.desk.draining:
@@ -342,6 +385,17 @@ class Server(uvicorn.Server):
 
     def leave(self) -> None:
         self.should_exit = True
+
+    def sweep(self) -> None:
+        """End connections that have asked for nothing, or for half of something, for too long."""
+        now, before = time.monotonic(), self.silent
+        silent = [
+            each for each in self.server_state.connections if isinstance(each, H11Protocol) and each.cycle is None
+        ]
+        self.silent = {each: before.get(each, now) for each in silent}
+        for each, since in self.silent.items():
+            if now - since > SILENT_S and each.transport is not None:
+                each.transport.abort()
 
     def drop(self, peer: tuple[str, int]) -> Callable[[], None]:
         """Closing waits until the peer has read everything; this does not wait."""
@@ -357,16 +411,19 @@ async def serve(
     target: Target,
     said: Callable[[str], None] = lambda _: None,
     begun: Callable[[Server], None] = lambda _: None,
+    leaving: Callable[[int, float], None] = _quiet,
 ) -> None:
-    """Serve until told to stop. target: the main function of an engine. said: is told the address; begun: the server.
+    """Serve until told to stop. target: the main function of an engine. said: is told the address; begun: the server;
+    leaving: see `Gateway`.
 
-    OSError, naming it, for an address that cannot be had or a folder that cannot be written to.
+    OSError, naming it, for an address that cannot be had or a folder that cannot be written to. ValueError where no
+    engine can serve.
     """
     if options.logs is not None:
         files.probe(options.logs / "journal")
     gateway = Gateway(options, target)
     server = Server(gateway)
-    server.loop = asyncio.get_running_loop()
+    server.loop, gateway.leaving = asyncio.get_running_loop(), leaving
     with _listening(options) as listening:
         async with gateway.live():
             host, port = listening.getsockname()[:2]
@@ -375,12 +432,22 @@ async def serve(
             said(address)
             begun(server)
             await server.serve(sockets=[listening])
+    if gateway.unfit:
+        raise ValueError(f"the world cannot be served: {gateway.unfit}")
 
 
-def run(options: Options, target: Target, said: Callable[[str], None] = lambda _: None) -> int:
-    """Serve until told to stop (SIGTERM or SIGINT): the exit code."""
-    events.show(lines=options.events)
-    asyncio.run(serve(options, target, said))
+def run(
+    options: Options,
+    target: Target,
+    said: Callable[[str], None] = lambda _: None,
+    leaving: Callable[[int, float], None] = _quiet,
+) -> int:
+    """Serve until told to stop (SIGTERM or SIGINT): the exit code. See `serve`."""
+    stop = events.show(lines=options.events)
+    try:
+        asyncio.run(serve(options, target, said, leaving=leaving))
+    finally:
+        stop()
     return 0
 
 

@@ -5,6 +5,8 @@ One thread serves, another encodes pictures and reports. It leaves when the pipe
 
 import io
 import math
+import multiprocessing
+import os
 import queue
 import signal
 import tempfile
@@ -12,8 +14,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,22 +30,23 @@ from forcing import media
 from forcing.codecs import Pixels
 from forcing.engine.graphs import on_cuda
 from forcing.engine.saved import dumps, loads
-from forcing.engine.schedule import Engine
-from forcing.engine.session import Session, Setup, Shown, Told
-from forcing.envs.gym import Env, open_envs
+from forcing.engine.schedule import Engine, Full
+from forcing.engine.session import Session, Setup, Shown
 from forcing.kit import SmallKit
 from forcing.rollout import Plan
 from forcing.serve import orders, wire
+from forcing.serve.beside import Beside
 from forcing.serve.journal import fingerprint
+from forcing.serve.texts import Text, Texts, Then
+from forcing.serve.viewer import Heard, Viewer
 from forcing.train.compute import place
 from forcing.world import World
 
 BEAT, SAVE = 0.2, 1.0  # seconds between signs of life, and between what a session can be saved by
+TEXT = 0.01  # seconds until it is asked again whether a text is there
 SMALL = 128 * 128  # pictures of so few pixels are sent without loss
 QUALITY = 85
 MOST_EXPORT = 16_000_000  # bytes of latents
-MOST_TAPS = 4  # that wait for a frame
-IDLE = "wait"  # the key that stands for none, where a world has it
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,14 @@ def main(
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the gateway decides when to leave
     given = Options(**options)
-    opened(replace(given, device=place(given.device)), plans, partial(Host, connection)).run()
+    try:
+        host = opened(replace(given, device=place(given.device)), plans, partial(Host, connection))
+    except (ValueError, OSError) as wrong:
+        connection.send_bytes(orders.pack(orders.Unfit(_told(wrong))))
+        return
+    host.run()
+    if any(film.is_alive() for film in host.films) and multiprocessing.parent_process() is not None:
+        os._exit(0)  # it would be torn out of the middle of its arithmetic, with a noise
 
 
 H = TypeVar("H")
@@ -93,73 +103,6 @@ def opened(
     fast = None if options.device == "cpu" else torch.bfloat16  # float32 has no fast kernels there
     world = World.load(Path(options.world), device=options.device, dtype=fast)
     return made(options, world, plans(world))
-
-
-@dataclass(frozen=True)
-class Heard(Told):
-    """event: the newest keys that count. ask: the prompt that begins here. at: seconds of the clock."""
-
-    event: int = 0
-    ask: orders.Ask | None = None
-    at: float = 0.0
-
-
-@dataclass(eq=False)
-class Viewer:
-    """What one viewer says, as it is heard when a chunk is begun."""
-
-    number: int
-    generation: int
-    prompt: str | None
-    keys: tuple[str, ...]
-    chunk: int
-    asked: deque[orders.Ask] = field(default_factory=deque)
-    held: list[str] = field(default_factory=list)
-    tapped: deque[str | int] = field(default_factory=deque)
-    unheard: list[str] = field(default_factory=list)  # held, but no chunk has been begun since
-    event: int = 0
-    heard: Heard | None = None  # by the chunk in progress
-    env: Env | None = None
-    saved: float = 0.0
-
-    def listen(self, _frame: int) -> Told:
-        """Prompts one after another; of keys, those tapped since, and else the one held last."""
-        ask = self.asked.popleft() if self.asked else None
-        if ask is not None:
-            self.prompt = ask.prompt
-        actions = [self._key() for _ in range(self.chunk)] if self.keys else None
-        self.unheard.clear()
-        switch = "blend" if ask is None else ask.switch
-        self.heard = Heard(self.prompt, actions, switch, self.event, ask, time.perf_counter())
-        return self.heard
-
-    def unhear(self) -> None:
-        """The chunk in progress is given up: its prompt is still to begin."""
-        if self.heard is not None and self.heard.ask is not None:
-            self.asked.appendleft(self.heard.ask)
-        self.heard = None
-
-    def press(self, order: orders.Press) -> None:
-        before, self.held = self.held, [key for key in order.held if key in self.keys]
-        short = [key for key in self.unheard if key not in self.held]  # down and up again between two chunks: a tap
-        self.tapped.extend(key for key in (*short, *order.tapped) if key in self.keys and key not in self.held)
-        self.unheard = [key for key in self.held if key in self.unheard or key not in before]
-        while len(self.tapped) > MOST_TAPS:  # whoever taps faster than frames come should not steer for minutes
-            self.tapped.popleft()
-        self.event = order.event
-
-    def leave(self) -> None:
-        """Leave the environment beside."""
-        if self.env is not None:
-            self.env.close()
-            self.env = None
-
-    def _key(self) -> str | int:
-        if self.tapped:
-            return self.tapped.popleft()
-        if self.held:
-            return self.held[-1]
-        return IDLE if IDLE in self.keys else -1
 
 
 class Host:
@@ -181,22 +124,33 @@ class Host:
         )
         self.viewers: dict[int, Viewer] = {}
         self.sessions: dict[int, Session] = {}
-        self.progress, self.pass_ms, self._beaten = 0, 0.0, 0.0
+        self.numbers: dict[Session, int] = {}
+        self.texts = Texts(lambda prompt: world.cond([prompt], None, 1).static)
+        self.held: dict[int, deque[orders.ForSession]] = {}  # of who waits for a text to begin with
+        self.films: list[threading.Thread] = []
+        self.progress, self.busy, self.pass_ms = 0, False, 0.0
         self._reports: queue.SimpleQueue[Callable[[], orders.AnyReport] | None] = queue.SimpleQueue()
         self._gone = threading.Event()
 
     def run(self) -> None:
-        reporter = threading.Thread(target=self._report, daemon=True)
-        reporter.start()
+        began = time.perf_counter()
         self.engine.warm()
+        for prompt in self._described().prompts:
+            self.engine.setup.text(prompt)
+        self.pass_ms = 1000 * (time.perf_counter() - began) / 8  # at first: a guess that is rather too high
         setup = self.engine.setup
         self._say(orders.Ready(self._described(), self.options.sessions, setup.digest, machine(setup.device)))
+        threads = [threading.Thread(target=each, daemon=True) for each in (self._report, self._beat)]
+        for thread in threads:
+            thread.start()
         try:
             while not self._gone.is_set() and self._obeyed():
                 self._tick()
         finally:
+            self.texts.close()
             self._reports.put(None)
-            reporter.join(timeout=5)
+            for thread in (*threads, *self.films):
+                thread.join(timeout=1)
 
     def _described(self) -> wire.World:
         world, setup = self.world, self.engine.setup
@@ -219,7 +173,9 @@ class Host:
     def _obeyed(self) -> bool:
         """Do what the gateway says, waiting for it where there is nothing to make; False when that is to leave."""
         wait = self.engine.wait()
-        wait = BEAT if wait is None else min(wait, BEAT)
+        self.busy = wait == 0.0
+        wait = min(BEAT if wait is None else wait, TEXT if self.texts.waiting else BEAT)
+        heard: list[orders.ForSession] = []
         while self.connection.poll(wait):
             try:
                 order = orders.order(self.connection.recv_bytes())
@@ -227,11 +183,28 @@ class Host:
                 return False
             if isinstance(order, orders.Stop):
                 return False
-            self._obey(order)
+            heard.append(order)
             wait = 0.0
+        self.busy = self.busy or bool(heard)
+        for n, order in enumerate(heard):
+            again = (isinstance(later, orders.Open) and later.session == order.session for later in heard[n + 1 :])
+            if isinstance(order, orders.Export | orders.Fork) or not any(again):  # else it is begun anew at once
+                self._obey(order)
+            self.progress += 1
+        self.texts.done()
         return True
 
     def _obey(self, order: orders.ForSession) -> None:
+        if isinstance(order, orders.Open):
+            self._await(order)
+        elif order.session in self.held:
+            self.held[order.session].append(order)
+        elif isinstance(order, orders.Ask) and order.session in self.viewers:
+            self._ask(order)
+        else:
+            self._do(order)
+
+    def _do(self, order: orders.ForSession) -> None:
         number = order.session
         try:
             if isinstance(order, orders.Open):
@@ -240,25 +213,74 @@ class Host:
                 self._fork(order)
             elif number in self.sessions:
                 self._steer(order, self.sessions[number], self.viewers[number])
+            elif isinstance(order, orders.Export):
+                self._export(order, partial(filmed, self.world, [], self.options.fps))
         except Exception as wrong:
-            event = order.event if isinstance(order, orders.Ask | orders.Press) else None
-            code = {orders.Ask: "bad_prompt", orders.Back: "not_kept"}.get(type(order), "failed")
-            if isinstance(order, orders.Open) or number not in self.sessions:
-                self._close(number)
-                self._say(orders.Failed(number, _told(wrong), "busy" if isinstance(wrong, RuntimeError) else code))
+            if isinstance(order, orders.Fork):
+                self._fail(order.other, wrong)
+            elif isinstance(order, orders.Open) or number not in self.sessions:
+                self._fail(number, wrong)
             else:
+                event = order.event if isinstance(order, orders.Press) else None
+                code = "not_kept" if isinstance(order, orders.Back) else "failed"
                 self._say(orders.Refused(number, code, _told(wrong), event))
+
+    def _await(self, order: orders.Open) -> None:
+        """Begin once the text is there; what is said until then waits, too."""
+        self._close(order.session)
+        held = self.held[order.session] = deque([order])
+
+        def begin(made: Text | Exception) -> None:
+            if self.held.get(order.session) is not held:
+                return  # it was begun anew, or is over
+            del self.held[order.session]
+            if isinstance(made, Exception):
+                self._fail(order.session, made, "bad_prompt")
+                return
+            self._keep(order.prompt, made)
+            for each in held:
+                self._do(each) if isinstance(each, orders.Open) else self._obey(each)
+
+        self._text(order.prompt, begin)
+
+    def _ask(self, order: orders.Ask) -> None:
+        """Another prompt, once its text is there: until then the old one goes on."""
+        viewer = self.viewers[order.session]
+
+        def ask(made: Text | Exception) -> None:
+            viewer.waits -= 1
+            if self.viewers.get(order.session) is not viewer:
+                return
+            if isinstance(made, Exception):
+                self._say(orders.Refused(order.session, "bad_prompt", _told(made), order.event))
+                return
+            self._keep(order.prompt, made)
+            viewer.asked.append(order)
+
+        viewer.waits += 1
+        self._text(order.prompt, ask, after=viewer.waits > 1)
+
+    def _text(self, prompt: str | None, then: Then, *, after: bool = False) -> None:
+        """Do it at once where the text is there. after: what was asked for before comes before."""
+        shared = self.engine.setup.shared
+        if shared is not None and shared.knows(prompt) and not after:
+            then(self.engine.setup.text(prompt))
+        else:
+            self.texts.ask(prompt, then)
+
+    def _keep(self, prompt: str | None, made: Text) -> None:
+        setup = self.engine.setup
+        if setup.shared is not None and not setup.shared.knows(prompt):
+            setup.shared.keep(prompt, made, setup.device)
 
     def _steer(self, order: orders.ForSession, session: Session, viewer: Viewer) -> None:
         match order:
-            case orders.Ask():
-                self._check(order.prompt)
-                viewer.asked.append(order)
             case orders.Press():
                 viewer.press(order)
             case orders.Grant():
                 self.engine.credit(session, order.chunks)
             case orders.Pause():
+                viewer.paused, viewer.peeks = order.on, False
                 self.engine.pause(session, order.on)
             case orders.Back():
                 self._back(order, session, viewer)
@@ -267,7 +289,9 @@ class Host:
             case orders.Export():
                 chunks = [chunk.latents for chunk in session.history]
                 made = partial(filmed, self.world, chunks, self.options.fps)
-                threading.Thread(target=self._export, args=(order, made), daemon=True).start()
+                self.films = [film for film in self.films if film.is_alive()]
+                self.films.append(threading.Thread(target=self._export, args=(order, made), daemon=True))
+                self.films[-1].start()
             case orders.Close():
                 self._close(order.session)
 
@@ -283,21 +307,24 @@ class Host:
         viewer.unhear()
         last = session.history.last
         viewer.prompt = viewer.prompt if last is None else last.prompt
-        viewer.leave()  # it cannot go back
+        if viewer.beside is not None:
+            viewer.beside.back(max(0, session.frame - 1))  # it began with the first frame
+        if viewer.paused:  # one chunk, to see where that is
+            viewer.peeks = True
+            self.engine.pause(session, False)
+        self._say(orders.Went(order.session, viewer.generation, session.frame, viewer.prompt))
         self._save(order.session)
 
     def _open(self, order: orders.Open) -> None:
         if order.steps is not None and order.steps not in self.plans:
             raise ValueError(f"steps is {order.steps}: choose from {', '.join(map(str, sorted(self.plans)))}")
-        self._check(order.prompt)
         plan = None if order.steps is None else self.plans[order.steps]
         viewer = Viewer(
             order.session, order.generation, order.prompt, self.world.keys.names, self.engine.setup.how.chunk
         )
         start = None if order.start is None else self._pictures(order.start)
-        if order.reality and order.saved is None:
-            viewer.env, start = self._environment(order, start)
-        self._close(order.session)
+        if order.beside is not None:
+            start = self._beside(viewer, order.beside, start, begins=order.saved is None)
         if order.saved is not None:
             session = self.engine.adopt(loads(self.engine.setup.by(plan), viewer.listen, order.saved))
             last = session.history.last
@@ -305,24 +332,29 @@ class Host:
         else:
             session = self.engine.open(viewer.listen, seed=order.seed, start=start, plan=plan)
         self.engine.credit(session, 0)
-        self.viewers[order.session], self.sessions[order.session] = viewer, session
+        self._seat(order.session, viewer, session)
+
+    def _seat(self, number: int, viewer: Viewer, session: Session) -> None:
+        self.viewers[number], self.sessions[number], self.numbers[session] = viewer, session, number
 
     def _fork(self, order: orders.Fork) -> None:
+        if order.session not in self.sessions:
+            raise ValueError("the session that it goes on from is over")
         one = self.viewers[order.session]
         viewer = Viewer(order.other, one.generation, one.prompt, one.keys, one.chunk)
-        self.sessions[order.other] = self.engine.fork(self.sessions[order.session], viewer.listen)
-        self.engine.credit(self.sessions[order.other], 0)
-        self.viewers[order.other] = viewer
+        session = self.engine.fork(self.sessions[order.session], viewer.listen)
+        self.engine.credit(session, 0)
+        viewer.beside = None if one.beside is None else one.beside.fork()
+        self._seat(order.other, viewer, session)
 
     def _close(self, number: int) -> None:
         session, viewer = self.sessions.pop(number, None), self.viewers.pop(number, None)
+        self.held.pop(number, None)
         if session is not None:
+            del self.numbers[session]
             self.engine.close(session)
         if viewer is not None:
             viewer.leave()
-
-    def _check(self, prompt: str | None) -> None:
-        self.world.text.encode([prompt])  # ValueError for a prompt that is not known
 
     def _pictures(self, image: bytes) -> Pixels:
         """An image as one picture of the world's size, its middle."""
@@ -331,34 +363,34 @@ class Host:
             fitted = ImageOps.fit(opened.convert("RGB"), (width, height))
         return np.array(fitted)[None]
 
-    def _environment(self, order: orders.Open, start: Pixels | None) -> tuple[Env, Pixels]:
+    def _beside(self, viewer: Viewer, walk: orders.Walk, start: Pixels | None, *, begins: bool) -> Pixels | None:
+        """Step the environment beside. Its picture is what the session begins with, if it begins."""
         if not self.options.reality or start is not None:
             raise ValueError("there is no environment to compare with" if start is None else "an image has no reality")
-        envs = open_envs(self.options.reality)
-        env = next((env for env in envs if env.prompt == order.prompt), envs[0])
-        for other in envs:
-            if other is not env:
-                other.close()
-        return env, env.reset(order.seed % 2**31)[None]
+        with suppress(ValueError) if not begins else nullcontext():  # a walk that is too long to be made again
+            viewer.beside = Beside(self.options.reality, walk)
+        return viewer.beside.frame()[None] if viewer.beside is not None and begins else None
 
     # ---- what is made
 
     def _tick(self) -> None:
-        began = time.perf_counter()
+        began, self.busy = time.perf_counter(), True
         happened = self.engine.tick()
         now = time.perf_counter()
         if self.engine.ticked:
             self.progress += 1
             self.pass_ms = 0.9 * self.pass_ms + 0.1 * 1000 * (now - began) if self.pass_ms else 1000 * (now - began)
         for session, what in happened:
-            number = next(number for number, each in self.sessions.items() if each is session)
-            if isinstance(what, Shown):
+            number = self.numbers.get(session)
+            if number is None:  # it has failed just now
+                continue
+            if isinstance(what, Exception):
+                self._fail(number, what)
+                continue
+            try:
                 self._shown(number, what, now)
-            else:
-                self._failed(number, what)
-        if now - self._beaten > BEAT:
-            self._beaten = now
-            self._say(orders.Beat(self.progress, self.engine.wait() == 0.0, self.pass_ms))
+            except Exception as wrong:
+                self._fail(number, wrong)
 
     def _shown(self, number: int, shown: Shown, now: float) -> None:
         viewer = self.viewers[number]
@@ -369,8 +401,11 @@ class Host:
         asked = None if told.ask is None else (told.ask.prompt, told.ask.switch)
         keys = None if shown.told is None or told.actions is None else list(told.actions)
         frame, latent, reality = _number(shown.frame, self.world.codec.stride[0]), shown.frame, []
-        if viewer.env is not None:
-            reality = self._reality(viewer.env, shown)
+        if viewer.beside is not None:
+            reality = [viewer.beside.frame()] if keys is None else viewer.beside.heard(keys)
+        if viewer.peeks:
+            viewer.peeks = False
+            self.engine.pause(self.sessions[number], True)
         heard, took, generation = told.event, round(1e6 * max(0.0, now - told.at)), viewer.generation
 
         def frames() -> orders.AnyReport:
@@ -384,7 +419,7 @@ class Host:
             return orders.Frames(*made, how.woken, how.settled, list(how.shared), fingerprint(pictures.tobytes()))
 
         self._reports.put(frames)
-        if now - viewer.saved > SAVE:
+        if now - viewer.saved > SAVE or told.ask is not None:
             self._save(number)
 
     def _save(self, number: int) -> None:
@@ -392,20 +427,14 @@ class Host:
         session, viewer = self.sessions[number], self.viewers[number]
         viewer.saved = time.perf_counter()
         data = dumps(session, session.setup.how.window)
-        self._say(orders.Saved(number, viewer.generation, session.frame, data))
+        walk = None if viewer.beside is None else viewer.beside.walk
+        self._say(orders.Saved(number, viewer.generation, session.frame, data, walk))
 
-    def _reality(self, env: Env, shown: Shown) -> list[np.ndarray]:
-        if shown.told is None:
-            return [env.frame()]
-        keys = {name: n for n, name in enumerate(env.names)}
-        actions = shown.told.actions or []
-        return [env.step(keys[str(action)]) if str(action) in keys else env.frame() for action in actions]
-
-    def _failed(self, number: int, what: Exception) -> None:
-        self.sessions.pop(number, None)
-        self.viewers.pop(number).leave()
-        full = isinstance(what, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(what)
-        self._say(orders.Failed(number, _told(what), "busy" if full else "failed"))
+    def _fail(self, number: int, what: Exception, code: str = "failed") -> None:
+        """The session is over, and says why."""
+        self._close(number)
+        full = isinstance(what, MemoryError | torch.OutOfMemoryError | Full) or "DefaultCPUAllocator" in str(what)
+        self._say(orders.Failed(number, _told(what), "busy" if full else code))
 
     def _kept(self, session: Session) -> bytes:
         """All that is kept, where that is not too much; else as much of the newest."""
@@ -420,6 +449,11 @@ class Host:
             self._say(orders.Exported(order.session, order.request, b"", _told(wrong)))
 
     # ---- what is said
+
+    def _beat(self) -> None:
+        """Signs of life, however long a pass takes: who hangs is known by its progress."""
+        while not self._gone.wait(BEAT):
+            self._say(orders.Beat(self.progress, self.busy, self.pass_ms))
 
     def _say(self, report: orders.AnyReport) -> None:
         self._reports.put(lambda: report)

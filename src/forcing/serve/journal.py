@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import msgspec
 
 from forcing import files
-from forcing.serve import wire
+from forcing.serve import events, wire
 
 Frame = Annotated[int, msgspec.Meta(ge=0)]
 Generation = Annotated[int, msgspec.Meta(ge=1)]
@@ -131,8 +131,11 @@ class Journal:
         self.path = None if folder is None else folder / f"{name}.jsonl"
         self.file: io.BufferedWriter | None = None
         if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = files.draft_of(self.path).open("wb")
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self.file = files.draft_of(self.path).open("wb")
+            except OSError as wrong:
+                self._lost(wrong)
 
     def note(self, line: AnyLine) -> None:
         if self.file is None:
@@ -140,8 +143,8 @@ class Journal:
         try:
             self.file.write(msgspec.json.encode(line) + b"\n")
             self.file.flush()  # of a gateway that is killed, the draft has all but the last line
-        except OSError:  # a full disk ends the journal, which stays a draft, and not the session
-            self.file = None
+        except OSError as wrong:
+            self._lost(wrong)
 
     def beside(self, data: bytes | None, kind: str) -> str | None:
         """The name of data that belongs to the log, and is written beside it."""
@@ -155,9 +158,17 @@ class Journal:
 
     def end(self) -> None:
         if self.file is not None and self.path is not None:
-            self.file.close()
+            try:
+                self.file.close()
+                os.replace(files.draft_of(self.path), self.path)
+            except OSError as wrong:
+                self._lost(wrong)
             self.file = None
-            os.replace(files.draft_of(self.path), self.path)
+
+    def _lost(self, wrong: OSError) -> None:
+        """A full disk, or a folder that is gone, ends the log and not the session."""
+        self.file = None
+        events.warn("log lost", path=str(self.path), why=str(wrong))
 
 
 @dataclass(frozen=True)

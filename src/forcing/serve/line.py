@@ -85,7 +85,6 @@ class Line:
         if visit.state == "queued" or self.desk.world is None:
             queued = wire.Wrong("busy", f"number {self.desk.position(visit)} in the queue", retryable=True)
             raise await self._unwelcome(queued, wire.TRY_LATER)
-        self.desk.tickets.pop(visit.ticket, None)  # once; from now on it is the other one
         visit.attach(self.tether)
         events.tell("socket", session=visit.name)
         visit.letters.appendleft(wire.Ready(visit.name, visit.resume, self.desk.world))
@@ -105,12 +104,15 @@ class Line:
         return message["bytes"] if text is None else text
 
     async def _read(self, visit: Visit) -> None:
-        while True:
+        while visit.tether is self.tether:
             try:
                 async with asyncio.timeout(self.options.heartbeat_s):
                     message = await self._message()
             except TimeoutError:
                 raise Over(wire.GOING_AWAY, "nothing was heard", "heartbeat") from None
+            self.desk.tickets.pop(visit.ticket, None)  # it has the other one: this was the answer to it
+            if visit.tether is not self.tether:
+                return
             try:
                 self._hear(visit, _read(message))
             except Refusal as refused:

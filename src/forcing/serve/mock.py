@@ -130,6 +130,7 @@ class Viewer:
     asks: deque[tuple[float, orders.Ask]] = field(default_factory=deque)
     credit: int = 0
     paused: bool = False
+    peeks: bool = False  # one chunk although it is paused, to see where it went back to
     due: float = 0.0
     well: bool = False  # went on from what was saved: no fault again
 
@@ -171,7 +172,7 @@ class Mock:
             self.say(orders.Beat(self.progress, busy, 1000 * self.scene.pass_s))
 
     def wanting(self) -> list[Viewer]:
-        return [each for each in self.viewers.values() if each.credit > 0 and not each.paused]
+        return [each for each in self.viewers.values() if each.credit > 0 and (each.peeks or not each.paused)]
 
     def tick(self) -> float:
         """Make a chunk, if one is due; returns the seconds until one is."""
@@ -215,7 +216,7 @@ class Mock:
         numbers = (viewer.session, viewer.generation, first, viewer.latent, event, took)
         self.say(orders.Frames(*numbers, wire.JPEG, pictures, reality, asked=asked))
         viewer.latent += self.scene.chunk
-        viewer.credit -= 1
+        viewer.credit, viewer.peeks = viewer.credit - 1, False
         if viewer.latent // self.scene.chunk % self.scene.save == 0:
             self.say(orders.Saved(viewer.session, viewer.generation, viewer.latent, self.saved(viewer)))
 
@@ -254,7 +255,7 @@ class Mock:
         if len(self.viewers) >= self.scene.sessions:
             self.say(orders.Failed(order.session, f"all {self.scene.sessions} sessions are taken", "busy"))
             return
-        viewer = Viewer(order.session, order.generation, order.prompt, order.seed, order.reality)
+        viewer = Viewer(order.session, order.generation, order.prompt, order.seed, order.beside is not None)
         if order.saved is not None:
             viewer.prompt, viewer.seed, viewer.latent = msgspec.msgpack.decode(order.saved)
         viewer.due, viewer.well = time.monotonic(), order.saved is not None
@@ -270,14 +271,15 @@ class Mock:
             case orders.Grant(chunks=chunks):
                 viewer.credit += chunks
             case orders.Pause(on=on):
-                viewer.paused = on
+                viewer.paused, viewer.peeks = on, False
             case orders.Back(generation=generation, frame=frame):
                 viewer.generation, viewer.credit = generation, 0
                 if not max(0, viewer.latent - self.scene.keep) <= frame < viewer.latent:
                     kept = f"frames {max(0, viewer.latent - self.scene.keep)} to {viewer.latent - 1} are kept"
                     self.say(orders.Refused(viewer.session, "not_kept", f"frame is {frame}: {kept}"))
                 else:
-                    viewer.latent = frame - frame % self.scene.chunk
+                    viewer.latent, viewer.peeks = frame - frame % self.scene.chunk, viewer.paused
+                    self.say(orders.Went(viewer.session, generation, viewer.latent, viewer.prompt))
             case orders.Export(request=request, what="session"):
                 self.say(orders.Exported(viewer.session, request, self.saved(viewer)))
             case orders.Export(request=request):

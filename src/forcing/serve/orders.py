@@ -8,6 +8,14 @@ import msgspec
 from forcing.serve.wire import Switch, What, World
 
 
+class Walk(msgspec.Struct, frozen=True, array_like=True):
+    """What the environment beside a session began with, and its keys since, a byte each."""
+
+    prompt: str | None
+    seed: int
+    steps: bytes = b""
+
+
 class Order(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """From the gateway."""
 
@@ -15,7 +23,7 @@ class Order(msgspec.Struct, frozen=True, tag=True, array_like=True):
 class Open(Order, frozen=True):
     """Begin a session, or begin it anew. start: an encoded image to go on from. saved: a session to go on with instead.
 
-    steps: passes a frame, None for the world's own. reality: step the environment beside.
+    steps: passes a frame, None for the world's own. beside: step the environment beside, which has walked so far.
     """
 
     session: int
@@ -25,7 +33,7 @@ class Open(Order, frozen=True):
     steps: int | None = None
     start: bytes | None = None
     saved: bytes | None = None
-    reality: bool = False
+    beside: Walk | None = None
 
 
 class Ask(Order, frozen=True):
@@ -105,8 +113,14 @@ class Ready(Report, frozen=True):
     machine: str = ""
 
 
+class Unfit(Report, frozen=True):
+    """It can serve nobody, and would not if it were started again."""
+
+    message: str
+
+
 class Beat(Report, frozen=True):
-    """A sign of life, several times a second. progress: passes made so far. busy: whether there is more to make."""
+    """A sign of life, several times a second. progress: what it has done so far. busy: whether there is more to do."""
 
     progress: int
     busy: bool
@@ -144,6 +158,15 @@ class Applied(Report, frozen=True):
     generation: int
 
 
+class Went(Report, frozen=True):
+    """It went back: the next latent frame, and the prompt of that time."""
+
+    session: int
+    generation: int
+    frame: int
+    prompt: str | None
+
+
 class Saved(Report, frozen=True):
     """From which the session can go on in another process, before latent frame `frame`; now and then."""
 
@@ -151,6 +174,7 @@ class Saved(Report, frozen=True):
     generation: int
     frame: int
     data: bytes
+    beside: Walk | None = None
 
 
 class Exported(Report, frozen=True):
@@ -179,7 +203,7 @@ class Failed(Report, frozen=True):
     code: str = "failed"
 
 
-AnyReport = Ready | Beat | Frames | Applied | Saved | Exported | Refused | Failed
+AnyReport = Ready | Unfit | Beat | Frames | Applied | Went | Saved | Exported | Refused | Failed
 
 _pack = msgspec.msgpack.Encoder().encode
 _orders = msgspec.msgpack.Decoder(AnyOrder)

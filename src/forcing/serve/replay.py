@@ -5,6 +5,7 @@ they hold does not matter to the sums, how many they are does. Each chunk is com
 """
 
 import hashlib
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -74,12 +75,16 @@ class Studio(host.Host):
     def close(self) -> None:
         for number in list(self.sessions):
             self._close(number)
+        self.texts.close()
         self.ours.close()
         self.connection.close()
 
     def obey(self, order: orders.ForSession) -> None:
         """Unlike, saying why, where it cannot be."""
         self._obey(order)
+        while self.texts.waiting:
+            self.texts.done()
+            time.sleep(0.001)
 
     @torch.no_grad()
     def chunk(self, number: int, line: Chunk) -> Shown:
@@ -151,7 +156,8 @@ class Replay:
                 case Open():
                     image, saved = self._beside(turn.image, "png"), self._saved(turn)
                     numbers = (self.number, turn.generation, turn.prompt, turn.seed, turn.steps)
-                    self.studio.obey(orders.Open(*numbers, image, saved, turn.reality))
+                    beside = orders.Walk(turn.prompt, turn.seed) if turn.reality and saved is None else None
+                    self.studio.obey(orders.Open(*numbers, image, saved, beside))
             self._keep()
 
     def _chunk(self, line: Chunk) -> Made:

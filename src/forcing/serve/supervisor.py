@@ -158,7 +158,8 @@ class Engine:
         self.state: Literal["starting", "warm", "pausing", "broken", "stopped"] = "starting"
         self.life: Life | None = None
         self.world: wire.World | None = None
-        self.slots = self.crashes = 0
+        self.slots = self.most = self.crashes = 0
+        self.shrunk_at = 0.0
         self.taken: set[int] = set()
         self.again_at = self.pass_ms = 0.0
         self.why = self.digest = self.machine = ""
@@ -236,8 +237,12 @@ class Supervisor:
         body: type[Body] = InProcess if self.options.in_process else Spawned
         engine.state = "starting"
         events.tell("engine starting", engine=engine.number, again=engine.crashes)
-        engine.life = Life(body(self.target, {**self.options.told}), self._reported)
-        self.lives.add(engine.life)
+        try:
+            engine.life = Life(body(self.target, {**self.options.told}), self._reported)
+        except OSError as wrong:  # no memory, no descriptors: perhaps later
+            self._fell(engine, f"it could not be started: {wrong}")
+        else:
+            self.lives.add(engine.life)
 
     def _reported(self, life: Life, report: orders.AnyReport | str) -> None:
         if life.ended.is_set():
@@ -250,9 +255,14 @@ class Supervisor:
             return
         if isinstance(report, orders.Ready):
             engine.state, engine.slots, engine.world = "warm", report.sessions, report.world
+            engine.most = report.sessions
             engine.digest, engine.machine = report.digest, report.machine
             took = round(life.ready_at - life.born, 2)
             events.tell("engine ready", engine=engine.number, seconds=took, sessions=engine.slots)
+        elif isinstance(report, orders.Unfit):
+            engine.crashes = self.options.crashes
+            self._fell(engine, report.message)
+            return
         elif isinstance(report, orders.Beat):
             engine.pass_ms = report.pass_ms
         self.heard(engine, report)
@@ -260,7 +270,8 @@ class Supervisor:
     def _fell(self, engine: Engine, why: str) -> None:
         engine.life, engine.crashes, engine.why = None, engine.crashes + 1, why
         if engine.crashes >= self.options.crashes:
-            engine.state, engine.why = "broken", f"given up after {engine.crashes} failures in a row; the last: {why}"
+            given_up = f"given up after {engine.crashes} failures in a row; the last: {why}"
+            engine.state, engine.why = "broken", why if engine.crashes > self.options.crashes else given_up
             events.warn("engine broken", engine=engine.number, why=engine.why)
         else:
             pause = min(LONGEST_PAUSE, self.options.backoff_s * 2 ** (engine.crashes - 1))

@@ -47,6 +47,7 @@ class Visit:
         self.asks: dict[int, tuple[float, orders.Ask]] = {}
         self.held: list[str] = []
         self.paused = self.warned = self.greeted = False
+        self.warned_at = now
         self.exporting: tuple[int, wire.Export] | None = None  # number of the request, and what was said
         self.saved: orders.Saved | None = None
         self.slot: deque[list[wire.Picture]] = deque(maxlen=MOST_AHEAD)

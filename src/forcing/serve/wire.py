@@ -168,6 +168,14 @@ class Stands(Told, frozen=True, tag="state"):
     message: str = ""
 
 
+class Went(Told, frozen=True, tag="went"):
+    """It went back: the next picture is of latent frame `frame`, under the prompt of that time, also while paused."""
+
+    frame: int
+    prompt: str | None
+    generation: int
+
+
 class Stats(Told, frozen=True, tag="stats"):
     """Once a second. fps: pictures a second that the model makes for this session. pass_ms: of one pass."""
 
@@ -202,8 +210,8 @@ class Warned(Told, frozen=True, tag="warning"):
 
 
 Code = Literal[
-    "bad_message", "bad_ticket", "bad_prompt", "bad_key", "bad_image", "bad_save", "too_fast", "not_begun", "not_kept",
-    "busy", "failed", "engine", "expired", "draining", "protocol",
+    "bad_message", "bad_ticket", "bad_prompt", "bad_key", "bad_image", "bad_save", "bad_steps", "too_fast",
+    "not_begun", "not_kept", "busy", "failed", "engine", "expired", "draining", "protocol",
 ]  # fmt: skip
 
 
