@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import socket as sockets
 import subprocess
 import sys
 import zlib
@@ -14,7 +15,7 @@ from PIL import Image
 from serve_toys import SOON, Viewer, serving, socket, ticket, until, viewing
 from starlette.websockets import WebSocket
 
-from forcing.serve import mock, orders, static, wire
+from forcing.serve import gateway, mock, orders, static, wire
 from forcing.serve.admission import Desk
 from forcing.serve.gateway import MOST_UPLOAD, run
 from forcing.serve.images import repainted
@@ -481,6 +482,29 @@ def test_images_have_limits(shared):
     assert repainted(encoded("JPEG", (4000, 1000)))[1:] == (1920, 480)
 
 
+def test_pages_that_are_listed_may_ask(shared):
+    asked = {"Origin": "https://listed.example", "Access-Control-Request-Method": "POST"}
+    with serving(origins=("https://listed.example",)) as served:
+        may = httpx.options(served.url + "/api/sessions", headers=asked)
+        assert may.status_code == 200 and may.headers["access-control-allow-origin"] == asked["Origin"]
+        answer = served.post("/api/sessions", headers={"Origin": asked["Origin"]})
+        assert answer.status_code == 201 and answer.headers["access-control-allow-origin"] == asked["Origin"]
+        assert served.post("/api/sessions", headers={"Origin": "https://other.example"}).status_code == 403
+    assert shared.post("/api/sessions", headers={"Host": "evil.example"}).status_code == 403
+
+
+def test_so_many_images_at_a_time(shared, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(gateway, "MOST_UPLOADS", 0)
+        answer = shared.post("/api/images", content=encoded("PNG"))
+        assert answer.status_code == 503 and answer.headers["retry-after"]
+    with socket_of(shared) as half:
+        half.sendall(b"POST /api/images HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nabc")
+        until(lambda: shared.gateway.uploads == 1)
+    until(lambda: shared.gateway.uploads == 0)
+    assert shared.post("/api/images", content=encoded("PNG")).status_code == 201
+
+
 def test_the_page(shared, tmp_path, monkeypatch):
     for name in ("index.html", "app.js", "style.css"):
         (tmp_path / name).write_text(name)
@@ -561,6 +585,10 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         run(Options(port=0, logs=tmp_path / "file"), mock.main)
+
+
+def socket_of(served):
+    return sockets.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2])))
 
 
 # ---- small parts
