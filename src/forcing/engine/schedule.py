@@ -192,7 +192,7 @@ class Engine:
         seat = self._seat(session)
         while seat.asked is not None:
             self._pass([seat], self._late)
-        self._seat(session)
+        self._seat(session)  # which has been closed, if that failed
 
     def close(self, session: Session) -> None:
         """Forget a session; nothing happens if it is closed already."""
