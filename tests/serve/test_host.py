@@ -212,8 +212,12 @@ def test_going_back_while_paused_shows_where_and_says_the_prompt(hosted):
     assert made.latent == 1
     time.sleep(0.2)
     one.tell(orders.Back(1, 3, 0))
-    one.until(orders.Went)
+    assert one.until(orders.Went).frame == 0
     assert not [each for each in one.said if isinstance(each, orders.Frames) and each.generation == 2]
+    one.tell(orders.Pause(1, False), orders.Ask(1, 6, "multi room", "blend"), orders.Grant(1, 2))
+    one.until(orders.Applied)
+    one.tell(orders.Pause(1, True), orders.Back(1, 4, 0))
+    assert one.until(orders.Went).prompt == "four rooms"
 
 
 def test_a_slow_text_stops_nobody(hosted, monkeypatch):

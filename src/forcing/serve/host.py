@@ -306,7 +306,7 @@ class Host:
             self.engine.back(session, order.frame)  # which says what there is
         viewer.unhear()
         last = session.history.last
-        viewer.prompt = viewer.prompt if last is None else last.prompt
+        viewer.prompt = viewer.first if last is None else last.prompt
         if viewer.beside is not None:
             viewer.beside.back(max(0, session.frame - 1))  # it began with the first frame
         if viewer.paused:  # one chunk, to see where that is
@@ -322,6 +322,7 @@ class Host:
         viewer = Viewer(
             order.session, order.generation, order.prompt, self.world.keys.names, self.engine.setup.how.chunk
         )
+        viewer.first = order.prompt
         start = None if order.start is None else self._pictures(order.start)
         if order.beside is not None:
             start = self._beside(viewer, order.beside, start, begins=order.saved is None)
@@ -344,6 +345,7 @@ class Host:
         viewer = Viewer(order.other, one.generation, one.prompt, one.keys, one.chunk)
         session = self.engine.fork(self.sessions[order.session], viewer.listen)
         self.engine.credit(session, 0)
+        viewer.first = one.first
         viewer.beside = None if one.beside is None else one.beside.fork()
         self._seat(order.other, viewer, session)
 

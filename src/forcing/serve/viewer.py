@@ -35,6 +35,7 @@ class Viewer:
     tapped: deque[str | int] = field(default_factory=deque)
     unheard: list[str] = field(default_factory=list)  # held, but no chunk has been begun since
     event: int = 0
+    first: str | None = None  # the prompt that it began with
     waits: int = 0  # prompts whose text is not there yet
     heard: Heard | None = None  # by the chunk in progress
     beside: Beside | None = None
