@@ -168,7 +168,7 @@ def test_it_begins_anew_goes_back_and_forks(hosted):
 
 def test_who_is_forked_and_leaves_or_goes_back_disturbs_nobody(hosted):
     one = hosted(fps=1000.0)
-    for number in range(1, 16, 3):
+    for number in range(1, 73, 3):
         one.tell(orders.Open(number, 1, "four rooms", 5), orders.Grant(number, 40))
         one.frames(number, 4)
         what = (
