@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -57,7 +58,10 @@ def encoded(picture: np.ndarray) -> bytes:
 
 @dataclass(eq=False)
 class Viewing:
-    """A session. generation: 0 before it began."""
+    """A session. generation: 0 before it began. prompts: from which latent frame each was so.
+
+    once: a chunk is owed, as it went back while paused. letters: told before anyone came.
+    """
 
     mark: int
     generation: int = 0
@@ -68,16 +72,18 @@ class Viewing:
     tapped: list[str] = field(default_factory=list)
     begun: wire.Begin | None = None
     asked: list[wire.Ask] = field(default_factory=list)
-    prompt: str | None = None
+    prompts: dict[int, str | None] = field(default_factory=dict)
+    beside: bool = False
     paused: bool = False
+    once: bool = False
+    letters: list[wire.Told] = field(default_factory=list)
     socket: WebSocket | None = None
 
 
 def painted(viewing: Viewing) -> tuple[np.ndarray, np.ndarray | None]:
     """What is shown next, and what is beside it."""
     picture = numbers(viewing.generation, viewing.frame, viewing.event, viewing.mark)
-    beside = 255 - picture if viewing.begun is not None and viewing.begun.reality else None
-    return picture, beside
+    return picture, 255 - picture if viewing.beside else None
 
 
 class Strict(StaticFiles):
@@ -93,6 +99,7 @@ class Fake:
     """`with Fake() as fake:` serves at `fake.url`; what it was told lies in `fake.heard`.
 
     queue: positions that are told before a place is free. full: how many are turned away first. token: that is needed.
+    deaf: kinds of messages that it does not obey.
     """
 
     def __init__(
@@ -104,7 +111,7 @@ class Fake:
         self.images: list[bytes] = []
         self.sessions: dict[str, Viewing] = {}
         self.places: dict[str, int] = {}
-        self.silent = False  # answers nothing any more
+        self.deaf: Any = ()
         routes = [
             Route("/api/sessions", self._admit, methods=["POST"]),
             Route("/api/sessions/{ticket}", self._place),
@@ -209,11 +216,14 @@ class Fake:
                 return
             viewing.socket, viewing.credit = socket, 0
             await self._tell(viewing, wire.Ready(f"s{viewing.mark}", hello.ticket, self.world))
+            for letter in viewing.letters:
+                await self._tell(viewing, letter)
+            viewing.letters.clear()
             await self._stands(viewing)
             made = asyncio.create_task(self._make(viewing))
             try:
                 while True:
-                    await self._obey(viewing, _control.decode(await socket.receive_text()))
+                    await self._heard(viewing, await socket.receive_text())
             finally:
                 made.cancel()
                 viewing.socket = None
@@ -222,13 +232,24 @@ class Fake:
         state = "starting" if viewing.generation == 0 else "paused" if viewing.paused else "live"
         await self._tell(viewing, wire.Stands(state, viewing.generation))
 
+    async def _heard(self, viewing: Viewing, text: str) -> None:
+        try:
+            said = _control.decode(text)
+        except msgspec.ValidationError as wrong:
+            await self._tell(viewing, wire.Wrong("bad_message", f"not a control: {wrong}"))
+        else:
+            await self._obey(viewing, said)
+
     async def _obey(self, viewing: Viewing, said: wire.Control) -> None:
         self.heard.append(said)
-        if self.silent:
+        if isinstance(said, self.deaf):
             return
         match said:
+            case wire.Begin() if (wrong := self._wrong(said)) is not None:
+                await self._tell(viewing, wrong)
             case wire.Begin():
-                viewing.begun, viewing.prompt, viewing.frame, viewing.paused = said, said.prompt, 0, False
+                viewing.begun, viewing.frame, viewing.paused, viewing.beside = said, 0, False, said.reality
+                viewing.prompts = {0: said.prompt}
                 await self._anew(viewing)
             case wire.Ask():
                 viewing.asked.append(said)
@@ -241,17 +262,37 @@ class Fake:
                 viewing.paused = said.on
                 await self._stands(viewing)
             case wire.Back():
-                viewing.frame = said.frame * self.world.frames
-                await self._anew(viewing)
+                went = self._back(viewing, said.frame)
+                await self._stands(viewing)
+                await self._tell(viewing, went)
             case wire.Fork():
                 ticket = self._open()
-                self.sessions[ticket].generation, self.sessions[ticket].frame = viewing.generation, viewing.frame
-                self.sessions[ticket].begun, self.sessions[ticket].event = viewing.begun, viewing.event
+                other = self.sessions[ticket]
+                other.generation, other.frame, other.prompts = viewing.generation, viewing.frame, {**viewing.prompts}
+                other.begun, other.event = viewing.begun, viewing.event
+                if said.frame is not None:
+                    other.letters.append(self._back(other, said.frame))
                 await self._tell(viewing, wire.Ticket(said.id, ticket))
             case wire.Export(what=what):
                 await self._tell(viewing, wire.Exported(said.id, f"/api/exports/{what}.file"))
             case wire.Ping():
                 await self._tell(viewing, wire.Pong(said.id, time.monotonic_ns() // 1000))
+
+    def _wrong(self, said: wire.Begin) -> wire.Wrong | None:
+        if self.world.prompts and said.prompt not in self.world.prompts:
+            return wire.Wrong("bad_prompt", f"prompt is {said.prompt!r}: choose another")
+        if said.steps is not None and said.steps not in self.world.steps:
+            return wire.Wrong("bad_steps", f"steps is {said.steps}: choose another")
+        if said.image is not None and said.image not in [f"image-{n + 1}" for n, _ in enumerate(self.images)]:
+            return wire.Wrong("bad_image", f"there is no image {said.image!r}")
+        return None
+
+    def _back(self, viewing: Viewing, frame: int) -> wire.Went:
+        """Under the prompt of the frame before, and without the environment, which may be lost on the way."""
+        viewing.prompts = {at: text for at, text in viewing.prompts.items() if at < frame or at == 0}
+        viewing.frame, viewing.beside, viewing.once = frame * self.world.frames, False, viewing.paused
+        viewing.generation, viewing.credit = viewing.generation + 1, 0
+        return wire.Went(frame, list(viewing.prompts.values())[-1], viewing.generation)
 
     async def _anew(self, viewing: Viewing) -> None:
         viewing.generation, viewing.credit = viewing.generation + 1, 0
@@ -261,8 +302,8 @@ class Fake:
         pictures = self.world.frames * self.world.chunk
         for turn in range(1 << 30):
             await asyncio.sleep(pictures / self.world.fps)
-            if viewing.credit and not viewing.paused:
-                viewing.credit -= 1
+            if viewing.credit and (viewing.once or not viewing.paused):
+                viewing.credit, viewing.once = viewing.credit - 1, False
                 await self._chunk(viewing, pictures)
             if turn % 10 == 0:
                 await self._tell(viewing, wire.Stats(self.world.fps, 12.0, 1))
@@ -270,7 +311,7 @@ class Fake:
     async def _chunk(self, viewing: Viewing, pictures: int) -> None:
         latent, event = viewing.frame // self.world.frames, viewing.event
         for asked in viewing.asked:
-            viewing.prompt = asked.text
+            viewing.prompts[latent] = asked.text
             await self._tell(viewing, wire.Applied(asked.id, latent, viewing.generation))
         viewing.asked.clear()
         took = 20_000 + viewing.frame

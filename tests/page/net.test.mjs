@@ -4,13 +4,13 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 const page = new URL("../../src/forcing/serve/page/", import.meta.url);
-const { Desk, Link, Refused } = await import(new URL("net.js", page));
+const { Entrance, Link, Refused } = await import(new URL("net.js", page));
 const { pack } = await import(new URL("protocol.js", page));
 
 const answer = (status, body, headers = {}) =>
   new Response(JSON.stringify(body), { status, headers: { "content-type": "application/json", ...headers } });
 
-function desk(answers, token = null) {
+function entrance(answers, token = null) {
   const asked = [];
   const get = async (url, options) => {
     asked.push({ path: url.pathname, ...options });
@@ -18,12 +18,12 @@ function desk(answers, token = null) {
     if (next instanceof Error) throw next;
     return next;
   };
-  return { asked, desk: new Desk("http://here/", token, get) };
+  return { asked, entrance: new Entrance("http://here/", token, get) };
 }
 
 async function admitted(answers, token) {
   const said = [];
-  const { asked, desk: at } = desk(answers, token);
+  const { asked, entrance: at } = entrance(answers, token);
   const on = {
     queued: (position, eta) => said.push(["queued", position, eta]),
     full: (ms) => said.push(["full", ms]),
@@ -158,6 +158,22 @@ test("each chunk that is shown grants another, but not between two generations",
   assert.equal(socket.of("grant").length, 2);
   socket.tell({ type: "error", code: "not_kept", message: "gone" });
   assert.equal(socket.of("grant").length, 3);
+});
+
+test("who is heard is answered, where timers are slowed", (t) => {
+  let now = 1000;
+  t.mock.method(performance, "now", () => now);
+  const { socket } = linked(t);
+  socket.tell(READY);
+  const pings = () => socket.of("ping").length;
+  assert.equal(pings(), 1);
+  const stats = { type: "stats", fps: 10, pass_ms: 1, sessions: 1 };
+  for (const [at, sent] of [[1900, 1], [3000, 2], [4000, 2], [5001, 3], [60_000, 4]]) {
+    now = at;
+    socket.tell(stats);
+    assert.equal(pings(), sent, `${at}`);
+  }
+  assert.ok(!socket.closed);
 });
 
 test("a lost socket is opened again, with the session's own token", (t) => {

@@ -5,13 +5,14 @@ import { test } from "node:test";
 
 const page = new URL("../../src/forcing/serve/page/", import.meta.url);
 const load = (name) => import(new URL(name, page));
+const { Decoder } = await load("decode.js");
 const { Clock, Credits, delay } = await load("flow.js");
 const { Keys, belongs, bindings, sign } = await load("keys.js");
 const { Rate, Reactions, median } = await load("meters.js");
 const { Player } = await load("player.js");
 const { STATES, pack, say, unpack } = await load("protocol.js");
-const { beginning, fragment } = await load("settings.js");
-const { describe } = await load("states.js");
+const { fragment, linked } = await load("settings.js");
+const { describe, later } = await load("states.js");
 const { Timeline } = await load("timeline.js");
 const { fit } = await load("view.js");
 
@@ -40,6 +41,34 @@ test("what is not a picture is refused", () => {
 test("a message has the fields that it should have and no others", () => {
   assert.equal(say("pause", { on: true }), '{"type":"pause","on":true}');
   assert.throws(() => say("pause", { off: true }), /pause has no off/);
+});
+
+// ---- decoding
+
+test("pictures come in order, and one that throws stops none after it", async (t) => {
+  t.after(() => {
+    delete globalThis.createImageBitmap;
+    delete globalThis.reportError;
+  });
+  const gates = [];
+  const reported = [];
+  globalThis.createImageBitmap = () => new Promise((done, fail) => gates.push({ done, fail }));
+  globalThis.reportError = (error) => reported.push(error.message);
+  const told = [];
+  const hear = (what) => ({ frame }) => {
+    told.push([what, frame]);
+    if (frame === 1) throw new Error(`not ${frame}`);
+  };
+  const decoder = new Decoder(hear("ready"), hear("failed"));
+  const bytes = new Uint8Array();
+  for (const frame of [0, 1, 2, 3]) decoder.decode({ frame, image: bytes, reality: bytes, codec: 2 });
+  gates[3].done();
+  gates[2].fail(new Error("torn"));
+  gates[1].done();
+  gates[0].done();
+  await decoder.turn;
+  assert.deepEqual(told, [["ready", 0], ["ready", 1], ["failed", 2], ["ready", 3]]);
+  assert.deepEqual(reported, ["not 1"]);
 });
 
 // ---- credits
@@ -277,6 +306,19 @@ test("going back forgets what came after", () => {
   assert.equal(timeline.promptAt(9), "hills");
 });
 
+test("what went back has the prompt that it was told", () => {
+  const timeline = new Timeline();
+  timeline.clear("hills");
+  for (let n = 0; n < 6; n += 1) timeline.showed({ frame: n, latent: n, event: 0 });
+  timeline.applied(3, "sea");
+  timeline.applied(5, "lava");
+  timeline.back(4, "sea");
+  assert.deepEqual(timeline.columns.map(({ frame }) => frame), [0, 1, 2, 3]);
+  assert.deepEqual([2, 3, 9].map((latent) => timeline.promptAt(latent)), ["hills", "sea", "sea"]);
+  timeline.back(3, "hills");
+  assert.equal(timeline.promptAt(3), "hills");
+});
+
 test("the timeline shows keys that were down between two pictures only", () => {
   const timeline = new Timeline();
   timeline.clear("hills");
@@ -308,6 +350,12 @@ test("every state has words, and says what to do where something can be done", (
   assert.deepEqual(describe("closed", { message: "" }).act, ["restart", "Start again"]);
 });
 
+test("a message that names seconds counts them down", () => {
+  assert.equal(later("the gateway stops in 10 s", 3100), "the gateway stops in 7 s");
+  assert.equal(later("it stops in 0.5 s, they say", 9000), "it stops in 0 s, they say");
+  assert.equal(later("5 sessions are open", 3000), "5 sessions are open");
+});
+
 test("small pictures get whole multiples of device pixels, large ones fit", () => {
   const room = { width: 500, height: 400 };
   assert.deepEqual(fit({ width: 56, height: 56 }, room, 1), { width: 392, height: 392, crisp: true });
@@ -318,10 +366,10 @@ test("small pictures get whole multiples of device pixels, large ones fit", () =
 
 test("a link says how to begin, and leads a fork on", () => {
   const given = new URLSearchParams("prompt=four+rooms&seed=7&steps=x&reality=true");
-  const settings = beginning(given);
+  const settings = linked(given);
   assert.deepEqual(settings, { prompt: "four rooms", seed: 7, steps: null, image: null, reality: true });
   const again = new URLSearchParams(fragment("secret", settings));
   assert.equal(again.get("ticket"), "secret");
-  assert.deepEqual(beginning(again), settings);
-  assert.ok(Number.isSafeInteger(beginning(new URLSearchParams()).seed));
+  assert.deepEqual(linked(again), settings);
+  assert.ok(Number.isSafeInteger(linked(new URLSearchParams()).seed));
 });

@@ -4,23 +4,21 @@ import json
 import re
 import shutil
 import subprocess
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
 import msgspec
 import pytest
-from chromium import CHROMIUM, FLAGS
+from looking import READ, browser, fake, live, needs_chromium, on_screen, page, server, until
 
 from forcing.serve import wire
 
+__all__ = ["browser", "page", "server"]
 HERE = Path(__file__).parent
 PAGE = Path(wire.__file__).parent / "page"
 
 NODE = shutil.which("node")
 needs_node = pytest.mark.skipif(NODE is None, reason="node is not installed")
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 
 
 def node(*arguments: str) -> str:
@@ -91,7 +89,7 @@ def test_the_page_needs_nothing_from_elsewhere():
         assert not re.search(r"\sstyle=|\son\w+=\"", text), (
             f"{path.name} has styles or code that a strict policy forbids"
         )
-        assert len(text.splitlines()) <= 600, path.name
+        assert len(text.splitlines()) <= 500, path.name
 
 
 def test_every_control_can_be_found_by_a_test():
@@ -104,61 +102,6 @@ def test_every_control_can_be_found_by_a_test():
 
 
 # ---- in a browser
-
-fake = pytest.importorskip("fake", reason="starlette and uvicorn are not installed") if CHROMIUM else None
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[object]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def server() -> Iterator["fake.Fake"]:
-    with fake.Fake() as served:
-        yield served
-
-
-@pytest.fixture
-def page(browser) -> Iterator[object]:
-    context = browser.new_context(viewport={"width": 1280, "height": 800})
-    page = context.new_page()
-    page.set_default_timeout(10_000)
-    broken: list[str] = []
-    page.on("pageerror", lambda error: broken.append(str(error)))
-    page.on("console", lambda line: broken.append(line.text) if "Security Policy" in line.text else None)
-    yield page
-    context.close()
-    assert not broken
-
-
-READ = """(id) => {
-  const canvas = document.querySelector(`[data-testid="${id}"]`);
-  const brush = canvas.getContext("2d");
-  const white = (x, y) => brush.getImageData(4 * x + 2, 4 * y + 2, 1, 1).data[0] > 127;
-  return [0, 3, 6, 9].map((y) => [...Array(14).keys()].reduce((sum, x) => 2 * sum + white(x, y), 0));
-}"""
-
-
-def on_screen(page) -> dict[str, int]:
-    return dict(zip(("generation", "frame", "event", "mark"), page.evaluate(READ, "picture"), strict=True))
-
-
-def until(page, condition: str) -> None:
-    """Asked from outside: the page's policy forbids code that comes as text."""
-    end = time.monotonic() + 10
-    while not page.evaluate(f"(() => {{ const f = window.forcing; return f && ({condition}); }})()"):
-        assert time.monotonic() < end, (condition, page.evaluate("window.forcing"))
-        page.wait_for_timeout(20)
-
-
-def live(page, server, how: str = "seed=3") -> None:
-    page.goto(f"{server.url}#{how}")
-    until(page, "f.state === 'live' && f.shown?.frame > 0")
 
 
 @needs_chromium
@@ -320,6 +263,103 @@ def test_a_fork_goes_on_in_a_second_tab(page, server):
     assert len(server.said(wire.Begin)) == 1
 
 
+def pressed(page) -> list[int]:
+    """Which prompts are."""
+    return [n for n in range(3) if page.get_by_test_id(f"prompt-{n}").get_attribute("aria-pressed") == "true"]
+
+
+@needs_chromium
+def test_a_fork_knows_how_it_was_begun(page, server):
+    live(page, server, "seed=12&reality=true")
+    page.get_by_test_id("prompt-2").click()
+    until(page, "f.prompt === 'lava crossing' && f.shown.latent > 4")
+    with page.context.expect_page() as opened:
+        page.get_by_test_id("fork").click()
+    other = opened.value
+    until(other, "f.generation === 1")  # before its first picture
+    assert other.evaluate("window.forcing.prompt") == "lava crossing" and pressed(other) == [2]
+    until(other, "f.shown !== null")
+    assert other.get_by_test_id("timeline").evaluate(
+        "(canvas) => canvas.getContext('2d').getImageData(18, 4, 2, 4).data.some((value) => value > 0)"
+    )  # the band of its prompt
+    other.get_by_test_id("reset").click()
+    until(other, "f.generation === 2")
+    begun = server.said(wire.Begin)[-1]
+    assert (begun.prompt, begun.seed) == ("lava crossing", 12)
+
+
+@needs_chromium
+def test_a_fork_without_a_prompt_has_none(page):
+    with fake.Fake(msgspec.structs.replace(fake.ROOMS, prompts=[])) as server:
+        live(page, server)
+        with page.context.expect_page() as opened:
+            page.get_by_test_id("fork").click()
+        until(opened.value, "f.shown !== null")
+        assert opened.value.evaluate("window.forcing.prompt") is None
+
+
+@needs_chromium
+def test_a_fork_from_before_a_switch_has_the_prompt_of_then(page, server):
+    live(page, server)
+    page.get_by_test_id("prompt-1").click()
+    until(page, "f.prompt === 'four rooms'")
+    at = page.evaluate("window.forcing.shown.latent")
+    until(page, f"f.shown.latent > {at + 3}")
+    page.get_by_test_id("back-frames").fill("500")
+    with page.context.expect_page() as opened:
+        page.get_by_test_id("back-fork").click()
+    until(opened.value, "f.shown !== null && f.generation === 2")
+    assert opened.value.evaluate("window.forcing.prompt") == "multi room" and pressed(opened.value) == [0]
+    assert page.evaluate("window.forcing.prompt") == "four rooms" and pressed(page) == [1]
+    page.evaluate("window.open = () => null")  # where no second tab may be opened, there is a link
+    page.get_by_test_id("back-fork").click()
+    href = page.get_by_test_id("notes").get_by_role("link").get_attribute("href")
+    assert "prompt=multi+room" in href and "ticket=" in href
+
+
+@needs_chromium
+def test_going_back_over_a_switch_goes_back_to_its_prompt(page, server):
+    live(page, server)
+    page.get_by_test_id("prompt-2").click()
+    until(page, "f.prompt === 'lava crossing'")
+    at = page.evaluate("window.forcing.shown.latent")
+    until(page, f"f.shown.latent > {at + 3}")
+    server.deaf = wire.Back
+    page.get_by_test_id("back-frames").fill("500")
+    page.get_by_test_id("back").click()
+    assert page.evaluate("window.forcing.prompt") == "multi room" and pressed(page) == [0]  # as it seems
+    server.tell(wire.Wrong("not_kept", "frame 0 is not kept any more"))
+    until(page, "f.prompt === 'lava crossing'")  # but it does not
+    assert pressed(page) == [2]
+    server.deaf = ()
+    page.get_by_test_id("back").click()
+    until(page, "f.generation === 2 && f.shown.generation === 2 && f.prompt === 'multi room'")
+    assert pressed(page) == [0]
+    server.tell(wire.Went(3, "four rooms", 2))  # whatever the gateway says is so
+    until(page, "f.prompt === 'four rooms'")
+    server.tell(wire.Went(3, "lava crossing", 1))  # but for what was before
+    page.get_by_test_id("reset").click()
+    until(page, "f.generation === 3")
+    assert server.said(wire.Begin)[-1].prompt == "four rooms"
+
+
+@needs_chromium
+def test_going_back_while_paused_shows_where(page, server):
+    live(page, server)
+    until(page, "f.shown.frame > 12")
+    page.keyboard.press("p")
+    until(page, "f.state === 'paused'")
+    page.get_by_test_id("back-frames").fill("6")
+    page.get_by_test_id("back").click()
+    until(page, "f.generation === 2 && f.shown.generation === 2")
+    went = server.said(wire.Back)[0].frame
+    page.wait_for_timeout(400)
+    assert (on_screen(page)["generation"], on_screen(page)["frame"]) == (2, went)  # one, and no more
+    assert page.evaluate("window.forcing.state") == "paused"
+    page.get_by_test_id("pause").click()
+    until(page, f"f.state === 'live' && f.shown.frame > {went + 2}")
+
+
 @needs_chromium
 def test_a_fork_can_begin_earlier(page, server):
     live(page, server)
@@ -380,82 +420,64 @@ def test_a_picture_to_start_from(page, server):
     assert server.said(wire.Begin)[-1].image is None
 
 
+def drag(page, path: Path, testid: str) -> None:
+    """A file from the desktop, as far as Chromium can tell; its own way with it, which is to open it, is prevented."""
+    page.evaluate("addEventListener('drop', (event) => { window.kept = event.defaultPrevented; })")
+    box = page.get_by_test_id(testid).bounding_box()
+    at = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+    data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+    hand = page.context.new_cdp_session(page)
+    for kind in ("dragEnter", "dragOver", "drop"):
+        hand.send("Input.dispatchDragEvent", {"type": kind, **at, "data": data})
+        if kind == "dragOver":
+            page.locator("#stage.dropping").wait_for()
+    assert page.evaluate("window.kept")
+
+
 @needs_chromium
-def test_the_session_survives_its_socket(page, server):
+def test_a_picture_is_dropped(page, server, tmp_path):
     live(page, server)
-    frame = page.evaluate("window.forcing.shown.frame")
-    server.hang_up()
-    until(page, "f.state === 'reconnecting'")
-    assert page.get_by_test_id("veil-title").inner_text() == "The connection was lost"
-    until(page, f"f.state === 'live' && f.shown.frame > {frame} && f.counts.sockets === 2")
-    assert len(server.said(wire.Begin)) == 1
-    assert len(server.said(wire.Hello)) == 2
+    path = tmp_path / "start.png"
+    path.write_bytes(fake.encoded(fake.numbers(7)))
+    drag(page, path, "picture")
+    until(page, "f.generation === 2 && f.shown.generation === 2")
+    assert server.images == [path.read_bytes()]
+    assert server.said(wire.Begin)[-1].image == "image-1"
+    assert page.get_by_test_id("thumb").is_visible()
+    assert page.locator("#stage.dropping").count() == 0
 
 
 @needs_chromium
-def test_a_session_that_is_gone_can_be_begun_again(page, server):
+def test_a_session_is_dropped(page, server, tmp_path):
     live(page, server)
-    server.sessions.clear()
-    server.sessions["other"] = fake.Viewing(99)
-    page.get_by_test_id("leave").click()
-    until(page, "f.state === 'closed'")
-    page.get_by_test_id("veil-do").click()
-    until(page, "f.state === 'live' && f.shown.generation === 1")
+    path = tmp_path / "earlier.forcing"
+    path.write_bytes(b"a session")
+    drag(page, path, "hud")  # anywhere will do
+    until(page, "f.generation === 2 && f.shown.generation === 2")
+    assert server.said(wire.Begin)[-1].save == "save-1" and not server.images
+    assert page.evaluate("window.forcing.prompt") == "four rooms" and pressed(page) == [1]
+
+
+# Which rows of the panel are in more than one line, or wider than it.
+RAGGED = """() => [...document.querySelectorAll(".panel .row")].filter((row) => {
+  const boxes = [...row.children].map((each) => each.getBoundingClientRect()).filter(({ width }) => width);
+  const middles = boxes.map(({ top, bottom }) => Math.round((top + bottom) / 2));
+  const most = document.querySelector(".panel").getBoundingClientRect().right + 1;
+  return Math.max(...middles) - Math.min(...middles) > 2 || boxes.some(({ right }) => right > most);
+}).map((row) => row.textContent.trim())"""
 
 
 @needs_chromium
-def test_states_of_the_gateway_are_said(page, server):
+@pytest.mark.parametrize("width", [1280, 390, 360])
+def test_a_row_is_a_row(page, server, width):
+    page.set_viewport_size({"width": width, "height": 800})
     live(page, server)
-    for state, words in (("recovering", "Recovering"), ("draining", "Server is closing"), ("closed", "Closed")):
-        server.tell(wire.Stands(state, 1, "because"))
-        until(page, f"f.state === '{state}' && f.message === 'because'")
-        assert page.get_by_test_id("status").inner_text() == words
-    assert page.get_by_test_id("veil-text").inner_text() == "because"
-
-
-@needs_chromium
-def test_errors_are_said_and_do_not_end_it(page, server):
-    live(page, server)
-    server.tell(wire.Wrong("not_kept", "Frame 3 is not kept any more."))
-    page.get_by_test_id("notes").get_by_text("not kept").wait_for()
-    frame = page.evaluate("window.forcing.shown.frame")
-    until(page, f"f.state === 'live' && f.shown.frame > {frame + 2}")
-
-
-@needs_chromium
-def test_a_starved_picture_is_held_and_it_is_said(page, server):
-    live(page, server)
-    server.silent = True  # no grant is heard
-    until(page, "f.starved")
-    assert "Waiting" in page.get_by_test_id("pill").inner_text()
-
-
-@needs_chromium
-def test_the_queue(page):
-    with fake.Fake(queue=3) as server:
-        page.goto(server.url)
-        until(page, "f.state === 'queued'")
-        assert page.get_by_test_id("veil-title").inner_text() == "Number 3 in the queue"
-        until(page, "f.state === 'live'")
-
-
-@needs_chromium
-def test_a_full_house_is_asked_again(page):
-    with fake.Fake(full=1) as server:
-        page.goto(server.url)
-        until(page, "f.state === 'full'")
-        page.get_by_test_id("veil-do").click()
-        until(page, "f.state === 'live'")
-
-
-@needs_chromium
-def test_a_token_is_asked_for(page, server):
-    server.token = "secret"
-    page.goto(server.url)
-    until(page, "f.state === 'token'")
-    page.get_by_test_id("token").fill("secret")
-    page.get_by_test_id("token-send").click()
-    until(page, "f.state === 'live'")
+    page.get_by_test_id("file").set_input_files(
+        {"name": "a.png", "mimeType": "image/png", "buffer": fake.encoded(fake.numbers(1))}
+    )
+    page.get_by_test_id("thumb").wait_for()
+    assert page.evaluate(RAGGED) == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 @needs_chromium

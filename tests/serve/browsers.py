@@ -167,6 +167,10 @@ class Watched:
         began = time.time() - time.monotonic()
         return [each.at - began - self.made[each.mark, each.generation, each.frame] for each in seen]
 
+    def came(self, generation: int) -> list[int]:
+        """Which pictures were sent, by their numbers."""
+        return [frame for _, own, frame in self.made if own == generation]
+
     def lanes(self, count: int, height: int = 84, band: int = 24) -> list[int]:
         """How much of the timeline says that a key was down, for each of `count` keys."""
         rows = [band + (height - band) / count * (row + 0.5) for row in range(count)]
@@ -197,9 +201,10 @@ def watched(browser, **how):
 
 
 class Gateway:
-    """`python` with these arguments, which says its address first."""
+    """`python` with these arguments, which says its address first. warns: words of what it may say after that."""
 
     def __init__(self, *arguments: str) -> None:
+        self.warns: list[str] = []
         command, piped = [sys.executable, *arguments], subprocess.PIPE
         self.process = subprocess.Popen(
             command, stdout=piped, stderr=subprocess.STDOUT, text=True, start_new_session=True
@@ -230,7 +235,9 @@ class Gateway:
         """As a terminal or a service does it."""
         self.process.send_signal(signal.SIGTERM)
         out, _ = self.process.communicate(timeout=SOON)
-        assert (self.process.returncode, out) == (0, "")
+        said = out.removesuffix("stopped\n").splitlines()
+        assert self.process.returncode == 0
+        assert [line for line in said if not any(words in line for words in self.warns)] == []
 
 
 @contextmanager

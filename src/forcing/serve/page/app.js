@@ -1,52 +1,53 @@
 // The page: what is said to the world, and what it shows.
 
+import { Beginning } from "./beginning.js";
 import { Decoder } from "./decode.js";
-import { Keys, belongs, bindings, sign } from "./keys.js";
+import { Exports } from "./exports.js";
+import { Hands } from "./hands.js";
+import { belongs, bindings, sign } from "./keys.js";
 import { Rate, Reactions, median } from "./meters.js";
-import { Desk, Link, Refused } from "./net.js";
+import { Entrance, Link, Refused } from "./net.js";
 import { Player } from "./player.js";
 import { Prompts } from "./prompts.js";
-import { MOST } from "./protocol.js";
-import { beginning, dice, fragment, whole } from "./settings.js";
-import { describe } from "./states.js";
+import { fragment, linked } from "./settings.js";
+import { describe, later } from "./states.js";
 import { Strip, Timeline } from "./timeline.js";
-import { $, Choice, Stage, dropZone, note, pad, press, save, stand, themes } from "./view.js";
+import { $, Stage, dropZone, note, pad, stand, themes } from "./view.js";
 
-const KEYS_MS = 30; // between messages of keys: the gateway hears so many a second, and hands are slower
 const HUD_MS = 250;
-const SAVE = ".forcing";
-const EXPORTS = { film: ".mp4", session: SAVE }; // what can be saved, and how its name ends
 
 const given = new URLSearchParams(location.hash.slice(1)); // a ticket, a token, how to begin
 history.replaceState(null, "", location.pathname + location.search);
 
-const settings = beginning(given);
-const keys = new Keys();
+const settings = linked(given);
+const hands = new Hands(sayKeys);
 const stage = new Stage();
 const timeline = new Timeline();
 const strip = new Strip($("timeline"), timeline, (frame, apart) => (apart ? fork(frame) : goBack(frame)));
-const prompts = new Prompts(ask);
+const prompts = new Prompts(timeline, ask, (prompt) => { settings.prompt = prompt; }); // also where it begins anew
 const decoder = new Decoder(decoded, broken);
-const pending = new Map(); // id -> what was asked for
-let desk = new Desk(document.baseURI, given.get("token"));
+const entrance = new Entrance(document.baseURI, given.get("token"));
+const beginning = new Beginning(settings, entrance, stage, (save) => link?.ready && begin(save));
+const exports = new Exports((what) => request("export", { what }), (url) => entrance.fetch(url), called);
+const forks = new Map(); // id -> the prompt that it goes on with
 let link = null;
 let world = null;
 let player = null;
 let bound = {};
 let shown = null; // the picture on screen
 let painting = false;
-let leaving = false; // the gateway said that it stops
+let begun = false; // this session is, as far as the page knows
+let beside = false; // so is the environment, which this generation was begun with
+let closing = null; // {message, at}: the gateway said that it stops
 let wake = () => {};
 let shownRate = new Rate();
 let reactions = new Reactions();
-let pressedAt = null; // of the first key that went down and was not sent yet
-let keysTimer = null;
-let keysSent = 0;
-let stepsChoice = null;
 
 // For tests, and for whoever is curious.
 const stats = {
-  state: "", message: "", session: "", generation: null, prompt: null, asked: null,
+  get prompt() { return prompts.now; },
+  get asked() { return prompts.asked?.text ?? null; },
+  state: "", message: "", session: "", generation: null,
   shown: null, event: 0, age: null, queue: 0, starved: false, latencies: [], fps: { model: 0, shown: 0 },
   counts: { received: 0, shown: 0, stale: 0, skipped: 0, broken: 0, sockets: 0, granted: 0 },
 };
@@ -57,12 +58,13 @@ window.forcing = stats;
 function become(name, known = {}) {
   stats.state = name;
   stats.message = known.message ?? "";
-  stand(describe(name, known), { hurry, restart: () => join(), reload: () => location.reload() });
+  const seems = closing && name === "live" ? "draining" : name;
+  stand(describe(seems, known), { hurry, restart: () => join(), reload: () => location.reload() });
   $("token-form").hidden = name !== "token";
   $("pause").textContent = name === "paused" ? "Go on" : "Pause";
   const live = link?.ready ?? false;
   for (const control of document.querySelectorAll(".panel button, .panel input")) control.disabled = !live;
-  if ([...pending.values()].some(({ kind }) => kind in EXPORTS)) exporting(true);
+  exports.show(live);
   measure();
 }
 
@@ -86,7 +88,7 @@ async function join(ticket = null) {
   link = null;
   become("joining");
   try {
-    const place = ticket ? { ticket, url: "ws" } : await desk.admit({
+    const place = ticket ? { ticket, url: "ws" } : await entrance.admit({
       queued: (position, eta) => become("queued", { position, eta }),
       full: (wait) => become("full", { wait }),
       away: (wait) => become("away", { wait }),
@@ -108,6 +110,11 @@ function connect({ ticket, url }) {
     told,
     picture: received,
   });
+  begun = false;
+  closing = null;
+  shown = stats.shown = null;
+  forks.clear();
+  exports.clear();
   become("connecting");
   link.start(address, ticket);
 }
@@ -115,7 +122,7 @@ function connect({ ticket, url }) {
 function up(ready) {
   stats.session = ready.session;
   stats.generation = null;
-  leaving = false;
+  closing = null;
   world = ready.world;
   describeWorld();
   forgetWaiting();
@@ -124,27 +131,28 @@ function up(ready) {
 }
 
 function down(wait) {
-  keys.release();
+  hands.release();
   reactions.forget();
-  pending.clear();
-  become(leaving ? "gone" : "reconnecting", { wait, tries: link.tries });
+  exports.lost();
+  become(closing ? "gone" : "reconnecting", { wait, tries: link.tries });
 }
 
 function closed(message) {
   reactions.forget();
-  pending.clear();
+  exports.lost();
   become("closed", { message });
 }
 
 // ---- what the gateway says
 
 const HEARD = {
-  accepted: ({ id }) => showPrompts(id),
-  applied: ({ id, frame }) => applied(id, frame),
+  accepted: ({ id }) => prompts.accepted(id),
+  applied: ({ id, frame }) => prompts.applied(id, frame),
+  went: (message) => went(message),
   state: (message) => stands(message),
   stats: ({ fps }) => { stats.fps.model = fps; },
   ticket: ({ id, ticket }) => forked(id, ticket),
-  exported: ({ id, url }) => exported(id, url),
+  exported: ({ id, url }) => exports.exported(id, url),
   warning: ({ message }) => note(message),
   error: (message) => wrong(message),
 };
@@ -154,182 +162,90 @@ function told(message) {
 }
 
 function stands({ state, generation, message = "" }) {
-  if (generation !== stats.generation) {
-    stats.generation = generation;
-    forgetWaiting();
-    reactions.forget();
-    if (generation === 0) begin();
-    else sendKeys(); // those that were down for the last one may not be any more
-  }
+  if (generation !== stats.generation) turn(generation);
   if (state === "closed") return; // the link tells, when it has let go
   if (state === "paused") reactions.forget();
-  leaving ||= state === "draining";
-  if (state === "draining" && message) note(message);
+  if (state === "recovering") exports.lost(); // with the engine that made them
+  if (state === "draining") {
+    if (!closing) note("The server is about to close: save what should be kept.");
+    closing = { message, at: performance.now() };
+  }
   become(state === "detached" ? "starting" : state, { message });
 }
 
+function turn(generation) {
+  const resumed = stats.generation === null && begun;
+  stats.generation = generation;
+  forgetWaiting();
+  reactions.forget();
+  if (generation === 0) return begin();
+  if (!begun) opened(settings.prompt); // a fork: how it was begun is in its link
+  beside = settings.reality;
+  if (resumed) prompts.resume();
+  return hands.send(); // those that were down for the last one may not be any more
+}
+
 function wrong({ code, message, id }) {
-  if (code === "bad_image") choose(null);
-  const asked = pending.get(id);
-  pending.delete(id);
-  if (asked?.kind in EXPORTS) exporting(false);
-  showPrompts();
-  note(message);
+  if (stats.generation === 0 && beginning.concerns(code)) return unbegun(code, message);
+  if (code === "bad_image") beginning.forget();
+  prompts.refused(id);
+  forks.delete(id);
+  exports.refused(id);
+  return note(message);
 }
 
 // ---- beginning
 
 /** save: of a session that was saved, with the settings that it had. */
 function begin(save = null) {
-  const prompt = settings.prompt ?? world.prompts[0] ?? null;
-  settings.prompt = stats.prompt = prompt;
-  pending.clear();
-  reactions.forget();
-  timeline.clear(prompt);
-  prompts.remember(prompt);
-  showPrompts();
-  $("seed").value = settings.seed;
-  $("compare").setAttribute("aria-pressed", String(settings.reality));
+  opened(settings.prompt ?? world.prompts[0] ?? null);
   link.say("begin", { ...settings, save });
+}
+
+/** It begins here, or, of a fork, is first seen here. */
+function opened(prompt) {
+  begun = true;
+  settings.prompt = prompt;
+  reactions.forget();
+  prompts.begin(prompt);
+  beginning.show();
+}
+
+function unbegun(code, message) {
+  if (!beginning.mend(code)) return become("error", { message });
+  note(`This could not begin as it was asked: ${message.replace(/\.$/, "")}. It begins with the world's own instead.`);
+  return begin();
 }
 
 function describeWorld() {
   document.querySelector(".world").textContent = world.name;
   bound = bindings(world.keys);
   const signs = world.keys.map((name) => sign(name, bound));
-  pad($("pad"), world.keys, signs, { down: keyDown, up: keyUp, tap });
+  pad($("pad"), world.keys, signs, hands);
   strip.lanes(world.keys, signs.map((text, i) => (text === "space" ? "…" : text || world.keys[i][0])));
-  $("steps-row").hidden = world.steps.length < 2;
-  const choices = world.steps.map((each) => [each, String(each)]);
-  stepsChoice = new Choice($("steps"), "steps", [[null, "default"], ...choices], settings.steps, (value) => {
-    settings.steps = value;
-    begin();
-  });
   prompts.of(world);
-  $("compare-row").hidden = !world.reality;
-  if (!world.reality) settings.reality = false;
-  $("seed").value = settings.seed;
   stage.of(world);
-  stage.compare(settings.reality);
-  showPrompts();
+  beginning.of(world);
+  prompts.show();
 }
 
-function seedIs(seed) {
-  if (seed === null) return;
-  settings.seed = seed;
-  begin();
-}
+// ---- asking, and steering
 
-async function choose(file) {
-  URL.revokeObjectURL($("thumb").src);
-  settings.image = null;
-  if (file) {
-    try {
-      settings.image = await desk.upload(file);
-      settings.reality = false; // an environment cannot be put where a picture is
-      $("thumb").src = URL.createObjectURL(file);
-    } catch (error) {
-      note(`The picture was not taken: ${error.message}`);
-    }
-  }
-  $("thumb").hidden = $("unchoose").hidden = settings.image === null;
-}
-
-/** A picture, or a session that was saved. */
-async function startFrom(file) {
-  if (file?.name.endsWith(SAVE)) return openSave(file);
-  await choose(file);
-  if (link?.ready && (settings.image !== null) === (file !== null)) begin();
-  return undefined;
-}
-
-async function openSave(file) {
-  try {
-    const { id, prompt, seed, steps } = await desk.open(file);
-    await choose(null);
-    Object.assign(settings, { prompt, seed, steps, reality: false });
-    stepsChoice.choose(steps);
-    stage.compare(false);
-    if (link?.ready) begin(id);
-  } catch (error) {
-    note(`The session was not opened: ${error.message}`);
-  }
-}
-
-function compare() {
-  settings.reality = !settings.reality;
-  if (settings.reality) choose(null);
-  stage.compare(settings.reality);
-  begin();
-}
-
-// ---- prompts
-
-function ask(text) {
-  const id = link.id();
-  if (!link.say("prompt", { id, text, switch: prompts.switch })) return;
-  pending.set(id, { kind: "prompt", text });
-  settings.prompt = text; // also where it begins anew
-  prompts.remember(text);
-  showPrompts();
-}
-
-function applied(id, latent) {
-  const asked = pending.get(id);
-  if (!asked) return;
-  pending.delete(id);
-  stats.prompt = asked.text;
-  timeline.applied(latent, asked.text);
-  showPrompts();
-}
-
-function showPrompts() {
-  const asked = [...pending.values()].filter(({ kind }) => kind === "prompt").at(-1);
-  stats.asked = asked?.text ?? null;
-  prompts.show(stats.prompt, asked?.text);
-}
-
-// ---- keys
-
-function keyDown(source, name, at) {
-  if (!keys.down(source, name)) return;
-  pressedAt ??= at;
-  keysSoon();
-}
-
-function keyUp(source) {
-  if (keys.up(source)) keysSoon();
-}
-
-function tap(name, at) {
-  keys.tap(name);
-  pressedAt ??= at;
-  keysSoon();
-}
-
-function letGo() {
-  if (keys.release()) keysSoon();
-}
-
-function keysSoon() {
-  press($("pad"), keys.held);
-  const wait = keysSent + KEYS_MS - performance.now();
-  if (wait <= 0) sendKeys();
-  else keysTimer ??= setTimeout(sendKeys, wait);
-}
-
-function sendKeys() {
-  clearTimeout(keysTimer);
-  keysTimer = null;
-  keysSent = performance.now();
-  const { held, tapped } = keys.take();
+/** Say what is answered: its id, or null where nobody hears. */
+function request(type, fields) {
   const id = link?.id();
-  const said = { held: held.slice(-MOST.keys), tapped: tapped.slice(-MOST.keys) };
-  if (link?.say("keys", { id, ...said })) {
-    timeline.pressed(id, said);
-    if (pressedAt !== null && stats.state === "live") reactions.pressed(id, pressedAt);
-  }
-  pressedAt = null;
+  return link?.say(type, { id, ...fields }) ? id : null;
+}
+
+function ask(text, how) {
+  return request("prompt", { text, switch: how });
+}
+
+function sayKeys(said, at) {
+  const id = request("keys", said);
+  if (id === null) return;
+  timeline.pressed(id, said);
+  if (at !== null && stats.state === "live") reactions.pressed(id, at);
 }
 
 function onKey(event) {
@@ -338,7 +254,7 @@ function onKey(event) {
   const name = bound[event.code];
   if (name !== undefined) {
     event.preventDefault(); // arrows and space do not scroll
-    if (!event.repeat) keyDown(event.code, name, event.timeStamp);
+    if (!event.repeat) hands.down(event.code, name, event.timeStamp);
   } else if (event.key === "/") {
     event.preventDefault();
     prompts.focus();
@@ -356,14 +272,14 @@ function received(picture) {
 }
 
 function decoded(picture) {
-  if (!link.current(picture)) return forget(picture);
+  if (!link?.current(picture)) return forget(picture);
   player.push(picture, performance.now());
   return paintSoon();
 }
 
 function broken(picture) {
   stats.counts.broken += 1;
-  if (link.current(picture)) link.showed(picture, player.waiting > 0, null);
+  if (link?.current(picture)) link.showed(picture, player.waiting > 0, null);
 }
 
 function forget({ bitmap, beside }) {
@@ -390,8 +306,9 @@ function paint() {
 }
 
 function show(picture) {
-  if (!link.current(picture)) return forget(picture);
+  if (!link?.current(picture)) return forget(picture);
   stage.show(picture);
+  if (beside && !picture.beside) lonely();
   const now = performance.now();
   shownRate.add(now);
   reactions.showed(picture.event, now);
@@ -407,51 +324,44 @@ function show(picture) {
   return strip.draw();
 }
 
+function lonely() {
+  beside = false;
+  if (settings.reality) beginning.alone(); // or comparing was ended meanwhile
+}
+
 // ---- what else can be done
 
 function goBack(frame) {
   reactions.forget();
-  link?.say("back", { frame });
+  if (link?.say("back", { frame })) prompts.back(frame);
+}
+
+function went({ frame, prompt, generation }) {
+  if (generation < stats.generation) return; // it was begun anew meanwhile
+  prompts.went(frame, prompt);
+  strip.draw();
 }
 
 /** frame: from before which it goes on; by default, from now. */
 function fork(frame = null) {
-  const id = link?.id();
-  const prompt = frame === null ? stats.prompt : timeline.promptAt(frame);
-  if (link?.say("fork", { id, frame })) pending.set(id, { kind: "fork", prompt });
+  const id = request("fork", { frame });
+  if (id !== null) forks.set(id, frame === null ? prompts.now : prompts.before(frame));
 }
 
 function forked(id, ticket) {
-  const { prompt } = pending.get(id);
-  pending.delete(id);
+  if (!forks.has(id)) return;
+  const prompt = forks.get(id);
+  forks.delete(id);
   const href = `${location.pathname}#${fragment(ticket, { ...settings, prompt })}`;
   const tab = open(href);
   if (tab) tab.opener = null;
   else note("The fork is ready.", { href, textContent: "Open it", rel: "noopener" });
 }
 
-function makeFile(what) {
-  const id = link.id();
-  if (!link.say("export", { id, what })) return;
-  pending.set(id, { kind: what });
-  exporting(true);
-}
-
-async function exported(id, url) {
-  const { kind } = pending.get(id) ?? {};
-  pending.delete(id);
-  try {
-    const words = (stats.prompt ?? "free").toLowerCase().replace(/[^a-z0-9]+/g, "-").slice(0, 40);
-    save(await desk.fetch(url), `forcing-${words}-${settings.seed}${EXPORTS[kind]}`);
-  } catch (error) {
-    note(`The ${kind} could not be fetched: ${error.message}`);
-  }
-  exporting(false);
-}
-
-function exporting(on) {
-  for (const what of Object.keys(EXPORTS)) $(what).disabled = on || !link?.ready;
-  $("film").textContent = on ? "Saving…" : "Save MP4";
+/** The name of a file. */
+function called() {
+  const words = (prompts.now ?? "free").toLowerCase().replace(/[^a-z0-9]+/g, "-").slice(0, 40);
+  return `forcing-${words}-${settings.seed}`;
 }
 
 // ---- numbers
@@ -473,7 +383,17 @@ function measure() {
   hud("reaction", middle === null ? "–" : Math.round(middle));
   hud("age", stats.age === null || stats.state !== "live" ? "–" : Math.round(stats.age));
   hud("queue", stats.queue);
-  pill(stats.starved ? "Waiting for pictures: this is the last one" : stats.state === "paused" ? "Paused" : "");
+  pill(inShort(now));
+}
+
+/** What should be known while pictures are seen. */
+function inShort(now) {
+  if (closing && ["live", "paused", "draining"].includes(stats.state)) {
+    const text = later(closing.message, now - closing.at);
+    return text.slice(0, 1).toUpperCase() + text.slice(1);
+  }
+  if (stats.starved) return "Waiting for pictures: this is the last one";
+  return stats.state === "paused" ? "Paused" : "";
 }
 
 function hud(name, value) {
@@ -497,42 +417,31 @@ function wireForms() {
   };
   $("token-form").onsubmit = (event) => {
     event.preventDefault();
-    desk = new Desk(document.baseURI, $("token").value);
+    entrance.token = $("token").value;
     join();
   };
 }
 
 function wireButtons() {
-  $("seed").onchange = () => seedIs(whole($("seed").value));
-  $("dice").onclick = () => seedIs(dice());
-  $("choose").onclick = () => $("file").click();
-  $("file").onchange = () => {
-    const [file] = $("file").files;
-    $("file").value = ""; // the same one may be chosen again
-    if (file) startFrom(file);
-  };
-  $("unchoose").onclick = () => startFrom(null);
-  $("compare").onclick = compare;
   $("pause").onclick = () => link.say("pause", { on: stats.state !== "paused" });
   $("reset").onclick = () => begin();
   $("fork").onclick = () => fork();
-  for (const what of Object.keys(EXPORTS)) $(what).onclick = () => makeFile(what);
   $("leave").onclick = () => link.leave();
 }
 
 function wireWindow() {
   addEventListener("keydown", onKey);
-  addEventListener("keyup", (event) => keyUp(event.code));
-  addEventListener("blur", letGo);
-  document.addEventListener("visibilitychange", letGo);
-  document.addEventListener("focusin", ({ target }) => target.matches("input, textarea") && letGo());
+  addEventListener("keyup", (event) => hands.up(event.code));
+  addEventListener("blur", () => hands.release());
+  document.addEventListener("visibilitychange", () => hands.release());
+  document.addEventListener("focusin", ({ target }) => target.matches("input, textarea") && hands.release());
   addEventListener("online", hurry);
   addEventListener("pagehide", (event) => event.persisted || link?.leave());
   // After a click on a button, arrows and space are the world's again.
   document.addEventListener("click", (event) => {
     if (event.detail && event.target.closest("button")) $("stage").focus({ preventScroll: true });
   });
-  dropZone($("stage"), startFrom);
+  dropZone($("stage"), (file) => beginning.from(file));
   addEventListener("resize", () => strip.draw());
 }
 

@@ -6,7 +6,8 @@ import { CODECS } from "./protocol.js";
 const bitmap = (bytes, codec) => createImageBitmap(new Blob([bytes], { type: CODECS[codec] }));
 
 export class Decoder {
-  /** ready(picture, with `bitmap` and `beside`: null where there is no environment), failed(picture, error). */
+  /** ready(picture, with `bitmap` and `beside`: null where there is no environment), failed(picture, error). What they
+   * throw is reported, and ends nothing: the next picture comes all the same. */
   constructor(ready, failed) {
     this.ready = ready;
     this.failed = failed;
@@ -20,6 +21,6 @@ export class Decoder {
       ([made, beside]) => () => this.ready({ ...rest, bitmap: made, beside }),
       (error) => () => this.failed(picture, error),
     );
-    this.turn = this.turn.then(async () => (await told)());
+    this.turn = this.turn.then(async () => (await told)()).catch(reportError);
   }
 }

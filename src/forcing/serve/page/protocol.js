@@ -6,8 +6,8 @@ export const MOST = { control: 16 * 1024, prompt: 2000, keys: 16, grant: 8 };
 export const SWITCHES = ["blend", "cut", "recache"];
 export const STATES = ["queued", "starting", "live", "paused", "detached", "recovering", "draining", "closed"];
 export const CODES = [
-  "bad_message", "bad_ticket", "bad_prompt", "bad_key", "bad_image", "bad_save", "too_fast", "not_begun", "not_kept",
-  "busy", "failed", "engine", "expired", "draining", "protocol",
+  "bad_message", "bad_ticket", "bad_prompt", "bad_key", "bad_image", "bad_save", "bad_steps", "too_fast", "not_begun",
+  "not_kept", "busy", "failed", "engine", "expired", "draining", "protocol",
 ];
 export const CLOSE = {
   NORMAL: 1000, GOING_AWAY: 1001, UNSUPPORTED: 1003, POLICY: 1008, TOO_BIG: 1009, FAILED: 1011, TRY_LATER: 1013,
@@ -31,6 +31,7 @@ export const TOLD = {
   ready: ["session", "resume", "world", "protocol"],
   accepted: ["id"],
   applied: ["id", "frame", "generation"],
+  went: ["frame", "prompt", "generation"],
   state: ["state", "generation", "message"],
   stats: ["fps", "pass_ms", "sessions"],
   ticket: ["id", "ticket"],

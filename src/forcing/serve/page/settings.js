@@ -1,4 +1,4 @@
-// How a session begins, as it is kept in a link: page.html#prompt=four+rooms&seed=3.
+// What a session begins with, as it is kept in a link: page.html#prompt=four+rooms&seed=3.
 
 export function dice() {
   return Math.floor(Math.random() * 1e6);
@@ -10,7 +10,7 @@ export function whole(text) {
 }
 
 /** What a link says; a seed is drawn where it says none. given: URLSearchParams. */
-export function beginning(given) {
+export function linked(given) {
   return {
     prompt: given.get("prompt"),
     seed: whole(given.get("seed")) ?? dice(),

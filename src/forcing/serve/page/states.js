@@ -72,6 +72,11 @@ const STATES = {
   }),
 };
 
+/** A message that names seconds, so many ms after it was told: "in 10 s" is "in 7 s" by then. */
+export function later(message, ms) {
+  return message.replace(/\d+(\.\d+)?(?= s\b)/, (seconds) => Math.max(0, Math.round(seconds - ms / 1000)));
+}
+
 export function describe(name, known = {}) {
   return { title: "", text: "", act: null, held: false, ...STATES[name](known) };
 }

@@ -31,6 +31,12 @@ export class Timeline {
     this.prompts = [...this.prompts.filter((prompt) => prompt.latent < latent), { latent, text }];
   }
 
+  /** It went back: what comes next is latent frame `latent`, under this prompt. */
+  back(latent, text) {
+    this.columns = this.columns.filter((column) => column.latent < latent);
+    this.applied(latent, text);
+  }
+
   /** A picture was shown. Where it is one that was there before, the session went back: forget what came after. */
   showed({ frame, latent, event }) {
     if (this.columns.length && frame <= this.columns.at(-1).frame) {
