@@ -107,6 +107,7 @@ class Fake:
     ) -> None:
         self.world, self.paint, self.queue, self.full = world, paint, queue, full
         self.token: str | None = None
+        self.loading, self.unfit = False, ""
         self.heard: list[wire.Control] = []
         self.images: list[bytes] = []
         self.sessions: dict[str, Viewing] = {}
@@ -169,20 +170,24 @@ class Fake:
     async def _admit(self, request: Request) -> Response:
         if self.token is not None and request.headers.get("authorization") != f"Bearer {self.token}":
             return JSONResponse({"message": "This server asks for a token."}, 401)
+        if self.unfit:
+            return JSONResponse({"error": "engine", "message": self.unfit}, 503, {"Retry-After": "60"})
         if self.full:
             self.full -= 1
             return JSONResponse({"message": "full"}, 503, {"Retry-After": "1"})
         ticket = self._open()
         if self.queue:
             self.places[ticket] = self.queue
-            return JSONResponse({"ticket": ticket, "position": self.queue, "eta_s": 20}, 202)
+            queued = {"ticket": ticket, "position": self.queue, "eta_s": 20, "loading": self.loading}
+            return JSONResponse(queued, 202)
         return JSONResponse({"ticket": ticket, "url": "/ws"}, 201)
 
     async def _place(self, request: Request) -> Response:
         ticket = request.path_params["ticket"]
         self.places[ticket] -= 1
         if self.places[ticket]:
-            return JSONResponse({"ticket": ticket, "position": self.places[ticket], "eta_s": 10}, 202)
+            queued = {"ticket": ticket, "position": self.places[ticket], "eta_s": 10, "loading": self.loading}
+            return JSONResponse(queued, 202)
         return JSONResponse({"ticket": ticket, "url": "/ws"})
 
     async def _upload(self, request: Request) -> Response:

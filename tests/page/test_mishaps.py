@@ -2,6 +2,7 @@
 
 import pytest
 from looking import browser, fake, live, needs_chromium, page, server, until
+from msgspec import structs
 
 from forcing.serve import wire
 
@@ -24,7 +25,7 @@ def test_a_session_that_is_gone_can_be_begun_again(page, server):
     live(page, server)
     server.sessions.clear()
     server.sessions["other"] = fake.Viewing(99)
-    page.get_by_test_id("leave").click()
+    page.get_by_test_id("leave").dblclick()
     until(page, "f.state === 'closed'")
     page.get_by_test_id("veil-do").click()
     until(page, "f.state === 'live' && f.shown?.generation === 1")
@@ -34,9 +35,55 @@ def test_states_of_the_gateway_are_said(page, server):
     live(page, server)
     for state, words in (("recovering", "Recovering"), ("draining", "Server is closing"), ("closed", "Closed")):
         server.tell(wire.Stands(state, 1, "because"))
-        until(page, f"f.state === '{state}' && f.message === 'because'")
+        until(page, f"f.state === '{state}' && f.message.toLowerCase().startsWith('because')")
         assert page.get_by_test_id("status").inner_text() == words
-    assert page.get_by_test_id("veil-text").inner_text() == "because"
+    assert page.get_by_test_id("veil-text").inner_text() == "Because."
+
+
+def test_a_server_that_was_started_again_has_a_new_session(page, server):
+    live(page, server)
+    server.hang_up()
+    server.sessions.clear()  # it knows nothing of it
+    server.sessions["other"] = fake.Viewing(99)
+    page.get_by_test_id("notes").get_by_text("The server was started again").wait_for()
+    until(page, "f.state === 'live' && f.shown?.mark === 2")
+
+
+def test_loading_and_what_cannot_be_loaded_are_said(page, server):
+    server.queue, server.loading = 2, True
+    page.goto(server.url)
+    page.get_by_test_id("veil-title").get_by_text("Loading the world").wait_for()
+    until(page, "f.state === 'live'")
+    server.unfit = "no engine works: the world is damaged"
+    page.get_by_test_id("leave").dblclick()
+    page.get_by_test_id("veil-do").click()
+    page.get_by_test_id("veil-title").get_by_text("The world could not be started").wait_for()
+    assert "No engine works: the world is damaged. Looking again" in page.get_by_test_id("veil-text").inner_text()
+
+
+def test_a_hint_stays_until_a_key_is_pressed(page, server):
+    server.world = structs.replace(fake.ROOMS, hint="You are the red triangle.", first="four rooms")
+    live(page, server, "seed=4")
+    assert page.evaluate("window.forcing.prompt") == "four rooms"
+    page.get_by_test_id("pill").get_by_text("You are the red triangle.").wait_for()
+    page.keyboard.press("ArrowUp")
+    page.get_by_test_id("pill").wait_for(state="hidden")
+
+
+def test_a_link_to_this_world_is_in_the_address(page, server):
+    live(page, server, "seed=4")
+    page.get_by_test_id("seed").fill("77")
+    page.get_by_test_id("seed").press("Enter")
+    until(page, "f.generation === 2")
+    assert "seed=77" in page.url and "prompt=multi+room" in page.url and "ticket" not in page.url
+    page.get_by_test_id("seed").fill("1e5")
+    page.get_by_test_id("seed").press("Enter")
+    page.get_by_test_id("notes").get_by_text("A seed is a whole number").wait_for()
+    page.get_by_test_id("stage").click()
+    assert page.get_by_test_id("seed").input_value() == "77"
+    page.reload()
+    until(page, "f.state === 'live' && f.shown !== null")
+    assert server.said(wire.Begin)[-1].seed == 77
 
 
 def test_errors_are_said_and_do_not_end_it(page, server):
@@ -94,7 +141,7 @@ def test_a_picture_that_is_decoded_too_late_stops_none_after_it(page, server):
     server.queue = 1  # so that there is a while without a session
     received = page.evaluate("window.forcing.counts.received")
     until(page, f"f.counts.received > {received}")
-    page.get_by_test_id("leave").click()
+    page.get_by_test_id("leave").dblclick()
     page.get_by_test_id("veil-do").click()
     until(page, "f.state === 'queued'")
     until(page, "f.state === 'live' && f.shown?.frame > 3")
@@ -199,7 +246,7 @@ def test_an_image_that_is_not_kept_any_more_is_begun_without(page, server):
     image = {"name": "a.png", "mimeType": "image/png", "buffer": fake.encoded(fake.numbers(1))}
     page.get_by_test_id("file").set_input_files(image)
     until(page, "f.generation === 2")
-    page.get_by_test_id("leave").click()
+    page.get_by_test_id("leave").dblclick()
     server.images.clear()
     page.get_by_test_id("veil-do").click()
     until(page, "f.state === 'live' && f.shown?.generation === 1")

@@ -325,6 +325,8 @@ def test_leases_end(options, code):
             await viewer.say("begin")
             if code == wire.NORMAL:
                 await asyncio.sleep(1.5)  # nobody else wants the place
+                await viewer.say("ping", id=1)
+                await viewer.until("pong")
                 assert not [told for told in viewer.told if told["type"] == "warning"]
                 await ticket(served)
             assert await viewer.closed() == code

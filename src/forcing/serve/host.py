@@ -51,7 +51,7 @@ MOST_EXPORT = 16_000_000  # bytes of latents
 
 @dataclass(frozen=True)
 class Options:
-    """world: its folder. name: what viewers are told that it is. fps: pictures a second.
+    """world: its folder. name, hint, first: what viewers are told of it, see `wire.World`. fps: pictures a second.
 
     reality: name of the environment that the world imitates, "" for none.
 
@@ -68,6 +68,8 @@ class Options:
     reality: str = ""
     threads: int | None = None
     name: str = ""
+    hint: str = ""
+    first: str | None = None
 
 
 def main(
@@ -166,6 +168,8 @@ class Host:
             chunk=setup.how.chunk,
             steps=sorted(self.plans),
             reality=bool(self.options.reality),
+            hint=self.options.hint,
+            first=self.options.first,
         )
 
     # ---- what is told

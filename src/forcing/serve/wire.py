@@ -119,6 +119,8 @@ class Told(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True):
 class World(msgspec.Struct, frozen=True):
     """What can be seen. fps: pictures a second that are aimed at. reality: whether there is an environment beside.
 
+    hint: what a viewer should know first. first: the prompt to begin with, where none is asked for.
+
     frames: pictures of a latent frame. chunk: latent frames of a chunk. steps: passes a frame to choose from.
     """
 
@@ -132,6 +134,8 @@ class World(msgspec.Struct, frozen=True):
     chunk: int
     steps: list[int]
     reality: bool = False
+    hint: str = ""
+    first: str | None = None
 
 
 class Ready(Told, frozen=True, tag="ready"):

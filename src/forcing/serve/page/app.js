@@ -6,7 +6,7 @@ import { Exports } from "./exports.js";
 import { Hands } from "./hands.js";
 import { belongs, bindings, sign } from "./keys.js";
 import { Rate, Reactions, median } from "./meters.js";
-import { Entrance, Link, Refused } from "./net.js";
+import { Entrance, Link, Refused, sentence } from "./net.js";
 import { Player } from "./player.js";
 import { Prompts } from "./prompts.js";
 import { fragment, linked } from "./settings.js";
@@ -15,6 +15,8 @@ import { Strip, Timeline } from "./timeline.js";
 import { $, Stage, dropZone, note, pad, stand, themes } from "./view.js";
 
 const HUD_MS = 250;
+const SURE = "Sure?";
+const SURE_MS = 3000;
 
 const given = new URLSearchParams(location.hash.slice(1)); // a ticket, a token, how to begin
 history.replaceState(null, "", location.pathname + location.search);
@@ -38,6 +40,7 @@ let shown = null; // the picture on screen
 let painting = false;
 let begun = false; // this session is, as far as the page knows
 let beside = false; // so is the environment, which this generation was begun with
+let touched = false; // a key was pressed: whoever does that needs no hint
 let closing = null; // {message, at}: the gateway said that it stops
 let wake = () => {};
 let shownRate = new Rate();
@@ -89,8 +92,10 @@ async function join(ticket = null) {
   become("joining");
   try {
     const place = ticket ? { ticket, url: "ws" } : await entrance.admit({
+      loading: () => become("loading"),
       queued: (position, eta) => become("queued", { position, eta }),
       full: (wait) => become("full", { wait }),
+      broken: (message, wait) => become("broken", { message, wait }),
       away: (wait) => become("away", { wait }),
     }, sleep);
     connect(place);
@@ -137,10 +142,14 @@ function down(wait) {
   become(closing ? "gone" : "reconnecting", { wait, tries: link.tries });
 }
 
-function closed(message) {
+function closed(message, code) {
   reactions.forget();
   exports.lost();
-  become("closed", { message });
+  if (code === "bad_ticket" && begun) { // the server was started again meanwhile, and knows nothing of it
+    note("The server was started again, and your session ended with it: here is a new one.");
+    return join();
+  }
+  return become("closed", { message: sentence(message) });
 }
 
 // ---- what the gateway says
@@ -198,7 +207,7 @@ function wrong({ code, message, id }) {
 
 /** save: of a session that was saved, with the settings that it had. */
 function begin(save = null) {
-  opened(settings.prompt ?? world.prompts[0] ?? null);
+  opened(settings.prompt ?? world.first ?? world.prompts[0] ?? null);
   link.say("begin", { ...settings, save });
 }
 
@@ -209,6 +218,8 @@ function opened(prompt) {
   reactions.forget();
   prompts.begin(prompt);
   beginning.show();
+  $("reality-title").textContent = prompt ? `The real environment: ${prompt}` : "The real environment";
+  history.replaceState(null, "", `#${fragment(null, settings)}`); // to be kept, or sent to someone
 }
 
 function unbegun(code, message) {
@@ -222,6 +233,8 @@ function describeWorld() {
   bound = bindings(world.keys);
   const signs = world.keys.map((name) => sign(name, bound));
   pad($("pad"), world.keys, signs, hands);
+  $("hud-reaction").hidden = !world.keys.length;
+  $("timeline").classList.toggle("low", !world.keys.length);
   strip.lanes(world.keys, signs.map((text, i) => (text === "space" ? "…" : text || world.keys[i][0])));
   prompts.of(world);
   stage.of(world);
@@ -244,6 +257,7 @@ function ask(text, how) {
 function sayKeys(said, at) {
   const id = request("keys", said);
   if (id === null) return;
+  touched ||= said.held.length + said.tapped.length > 0;
   timeline.pressed(id, said);
   if (at !== null && stats.state === "live") reactions.pressed(id, at);
 }
@@ -358,6 +372,13 @@ function forked(id, ticket) {
   else note("The fork is ready.", { href, textContent: "Open it", rel: "noopener" });
 }
 
+/** Asked twice: what is not saved is gone then. */
+function leave() {
+  if ($("leave").textContent === SURE) return link.leave();
+  $("leave").textContent = SURE;
+  return setTimeout(() => { $("leave").textContent = "End"; }, SURE_MS);
+}
+
 /** The name of a file. */
 function called() {
   const words = (prompts.now ?? "free").toLowerCase().replace(/[^a-z0-9]+/g, "-").slice(0, 40);
@@ -389,11 +410,11 @@ function measure() {
 /** What should be known while pictures are seen. */
 function inShort(now) {
   if (closing && ["live", "paused", "draining"].includes(stats.state)) {
-    const text = later(closing.message, now - closing.at);
-    return text.slice(0, 1).toUpperCase() + text.slice(1);
+    return sentence(later(closing.message, now - closing.at)).slice(0, -1);
   }
   if (stats.starved) return "Waiting for pictures: this is the last one";
-  return stats.state === "paused" ? "Paused" : "";
+  if (stats.state === "paused") return "Paused";
+  return stats.state === "live" && shown && !touched ? world.hint : "";
 }
 
 function hud(name, value) {
@@ -426,7 +447,7 @@ function wireButtons() {
   $("pause").onclick = () => link.say("pause", { on: stats.state !== "paused" });
   $("reset").onclick = () => begin();
   $("fork").onclick = () => fork();
-  $("leave").onclick = () => link.leave();
+  $("leave").onclick = leave;
 }
 
 function wireWindow() {

@@ -24,6 +24,7 @@ export class Beginning {
     this.anew = anew;
     this.mended = new Set();
     $("seed").onchange = () => this.#seed(whole($("seed").value));
+    $("seed").onblur = () => { $("seed").value = this.settings.seed; };
     $("dice").onclick = () => this.#seed(dice());
     $("choose").onclick = () => $("file").click();
     $("file").onchange = () => {
@@ -60,10 +61,9 @@ export class Beginning {
   /** Begin with a picture, or with a session that was saved; null: with neither any more. */
   async from(file) {
     if (file?.name.endsWith(ENDS.session)) return this.#open(file);
-    await this.#picture(file);
+    if (!await this.#picture(file)) return undefined;
     this.show();
-    if ((this.settings.image !== null) === (file !== null)) this.anew(null);
-    return undefined;
+    return this.anew(null);
   }
 
   /** The picture is not known any more. */
@@ -94,22 +94,27 @@ export class Beginning {
   }
 
   #seed(seed) {
-    if (seed === null) return;
+    if (seed === null) return note(`A seed is a whole number of at most 15 digits; this one stays ${this.settings.seed}.`);
     this.settings.seed = seed;
-    this.anew(null);
+    return this.anew(null);
   }
 
+  /** Whether it was taken; the one before stays where it was not. */
   async #picture(file) {
-    URL.revokeObjectURL($("thumb").src);
-    this.settings.image = null;
-    if (!file) return;
+    let image = null;
     try {
-      this.settings.image = await this.entrance.upload(file);
-      this.settings.reality = false; // an environment cannot be put where a picture is
-      $("thumb").src = URL.createObjectURL(file);
+      if (file) image = await this.entrance.upload(file);
     } catch (error) {
       note(`The picture was not taken: ${error.message}`);
+      return false;
     }
+    URL.revokeObjectURL($("thumb").src);
+    this.settings.image = image;
+    if (file) {
+      this.settings.reality = false; // an environment cannot be put where a picture is
+      $("thumb").src = URL.createObjectURL(file);
+    }
+    return true;
   }
 
   async #open(file) {

@@ -38,7 +38,7 @@ export class Entrance {
     return this.get(new URL(path, this.base), { ...options, headers: { ...options.headers, ...authorization } });
   }
 
-  /** A place: {ticket, url}. Waits as long as it takes. on: {queued(position, etaSeconds), full(ms), away(ms)};
+  /** A place: {ticket, url}. Waits as long as it takes. on: {loading(), queued(position, etaSeconds), full(ms), broken(message, ms), away(ms)};
    * wait(ms): returns after that, or sooner. Refused where waiting does not help. */
   async admit(on, wait) {
     for (let tries = 0; ; ) {
@@ -59,13 +59,16 @@ export class Entrance {
     const response = await this.#ask("api/sessions", { method: "POST" });
     if (response.status === 503) {
       const pause = 1000 * (Number(response.headers.get("Retry-After")) || 5) * (1 + Math.random() / 4);
-      on.full(pause);
+      const { error, message } = await response.json().catch(() => ({}));
+      if (error === "engine") on.broken(sentence(message), pause);
+      else on.full(pause);
       await wait(pause);
       return null;
     }
     let place = await asked(response);
     while (!place.url) {
-      on.queued(place.position, place.eta_s);
+      if (place.loading) on.loading();
+      else on.queued(place.position, place.eta_s);
       await wait(POLL_MS);
       const next = await this.#ask(`api/sessions/${encodeURIComponent(place.ticket)}`);
       if (next.status === 404 || next.status === 410) return null; // we were forgotten: queue again
@@ -91,6 +94,12 @@ export class Entrance {
     const response = await this.#ask(url);
     return response.ok ? response.blob() : asked(response);
   }
+}
+
+/** As a sentence. */
+export function sentence(text = "") {
+  const said = text.slice(0, 1).toUpperCase() + text.slice(1);
+  return /[.!?]$/.test(said) || !said ? said : `${said}.`;
 }
 
 /** One session, over as many sockets as it takes. on: {up(ready), down(ms), over(why), told(message), picture(picture)}.
@@ -211,7 +220,7 @@ export class Link {
   }
 
   #refused({ code, message }) {
-    if (FINAL_CODES.includes(code)) return this.#end(message);
+    if (FINAL_CODES.includes(code)) return this.#end(message, code);
     this.turning = this.generation === 0;
     return this.#grant();
   }
@@ -267,10 +276,10 @@ export class Link {
     socket?.close();
   }
 
-  #end(why) {
+  #end(why, code = null) {
     if (this.over) return;
     this.over = true;
     this.#drop();
-    this.on.over(why);
+    this.on.over(why, code);
   }
 }

@@ -41,7 +41,7 @@ export const TOLD = {
   error: ["code", "message", "retryable", "id"],
 };
 export const WORLD = [
-  "name", "prompts", "keys", "width", "height", "fps", "frames", "chunk", "steps", "reality",
+  "name", "prompts", "keys", "width", "height", "fps", "frames", "chunk", "steps", "reality", "hint", "first",
 ];
 
 // A picture's header, little-endian and without gaps, as Python's struct calls the types.

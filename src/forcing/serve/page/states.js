@@ -6,11 +6,24 @@ const seconds = (ms) => `${Math.max(1, Math.round(ms / 1000))} s`;
  * lightly, as the last one is still good); act: the name of what a button offers, and what it says. */
 const STATES = {
   joining: () => ({ tone: "busy", status: "Joining", title: "Asking for a place" }),
+  loading: () => ({
+    tone: "busy",
+    status: "Loading",
+    title: "Loading the world",
+    text: "It has just been started: this takes a few seconds, of a large model a minute or two.",
+  }),
   queued: ({ position, eta }) => ({
     tone: "busy",
     status: position ? `Queued at ${position}` : "Queued",
     title: position ? `Number ${position} in the queue` : "In the queue",
     text: eta ? `Your turn comes in about ${seconds(1000 * eta)}.` : "Everyone is served in turn.",
+  }),
+  broken: ({ message, wait }) => ({
+    tone: "bad",
+    status: "Out of order",
+    title: "The world could not be started",
+    text: `${message} Looking again in ${seconds(wait)}.`,
+    act: ["hurry", "Try now"],
   }),
   full: ({ wait }) => ({
     tone: "busy",

@@ -61,7 +61,8 @@ export class Timeline {
     const first = event !== this.heard;
     this.heard = event;
     for (const id of this.told.keys()) if (id < event) this.told.delete(id);
-    return heard ? [...new Set([...heard.held, ...(first ? [...heard.tapped, ...missed] : [])])] : [];
+    // of the keys that are down, the world hears the one that went down last
+    return heard ? [...new Set([...heard.held.slice(-1), ...(first ? [...heard.tapped, ...missed] : [])])] : [];
   }
 }
 
