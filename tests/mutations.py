@@ -741,7 +741,6 @@ MUTATIONS = [
         36,
         "serve/test_engines.py serve/test_faults.py",
         ("serve/admission.py", "return visit.losses >= SUSPECT and any(", "return False and any("),
-        ("serve/admission.py", "[visit for visit in visits if visit.losses >= SUSPECT] or visits", "visits"),
         ("serve/admission.py", "engine.slots, engine.shrunk_at = engine.slots + 1, now", "pass"),
         ("serve/supervisor.py", "except OSError as wrong:  # no memory", "except KeyError as wrong:  # no memory"),
         ("serve/supervisor.py", "self.beat_at += seconds", "pass"),

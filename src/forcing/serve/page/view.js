@@ -70,7 +70,8 @@ export class Stage {
   measure() {
     const pictures = $("beside").hidden ? 1 : 2;
     const wide = matchMedia("(min-width: 901px)").matches;
-    const height = wide ? Math.max(224, innerHeight - 350) : Math.max(200, 0.5 * innerHeight);
+    const low = matchMedia("(max-height: 500px) and (orientation: landscape)").matches; // a phone on its side
+    const height = wide ? Math.max(224, innerHeight - 350) : Math.max(200, low ? innerHeight - 90 : 0.5 * innerHeight);
     const style = getComputedStyle($("stage"));
     const around = 2 * parseFloat(style.paddingLeft) + parseFloat(style.columnGap) * (pictures - 1);
     const room = { width: ($("stage").parentElement.clientWidth - around) / pictures, height };
