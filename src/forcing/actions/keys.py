@@ -33,5 +33,5 @@ class Keys:
         if name in self.names:
             return self.names.index(name)
         if len(found) != 1:
-            raise ValueError(f"unknown action {name!r}; this world knows {list(self.names)}")
+            raise ValueError(f"unknown action {name!r}; this world knows {', '.join(self.names)}")
         return found[0]

@@ -20,8 +20,8 @@ from forcing import files
 from forcing.backbones.wan import WanConfig
 from forcing.cli.bar import Bar
 from forcing.cli.generate import FAVOURITES
-from forcing.cli.models import DTYPES, check_size
-from forcing.cli.options import read, shown, size
+from forcing.cli.models import DTYPES
+from forcing.cli.options import check_size, read, shown, size
 from forcing.cli.setting import shipped
 from forcing.engine.bench import service, speed
 from forcing.engine.bench.drawn import SIZES, random_world

@@ -12,8 +12,8 @@ import tyro
 from rich.console import Console
 
 from forcing.backbones.wan import WanConfig
-from forcing.cli.models import DTYPES, check_size, kit_of, opened
-from forcing.cli.options import HELP, read, read_known, shown
+from forcing.cli.models import DTYPES, kit_of, opened
+from forcing.cli.options import HELP, check_size, read, read_known, shown
 from forcing.codecs.wan_vae import WanVAE
 from forcing.data.latents import LatentSet
 from forcing.recipe import Recipe, differences, parse

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from forcing.backbones.wan import WanConfig
 from forcing.cli.bar import Bar
-from forcing.cli.models import check_place, check_size, warn_of_cut
-from forcing.cli.options import read, shown, size
+from forcing.cli.models import check_place, warn_of_cut
+from forcing.cli.options import check_size, read, shown, size
 from forcing.codecs.wan_vae import WanVAE
 from forcing.data import lmdb
 from forcing.data.encode import Models, Summary, encode

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -87,6 +87,13 @@ def asked(args: Sequence[str]) -> bool:
     given = [arg for flag, arg in itertools.pairwise(args) if flag == "--from"]
     given += [arg.partition("=")[2] for arg in args if arg.startswith("--from=")]
     return any(shot.is_one(Path(path)) for path in given)
+
+
+def alone(args: Sequence[str], others: Collection[str]) -> list[str]:
+    """Of the arguments, options that there are here and not among the others' fields."""
+    ours = {f.name for f in fields(Options)}.difference(others)
+    flags = [arg.partition("=")[0] for arg in args if arg.startswith("--")]
+    return [flag for flag in flags if flag[2:].replace("-", "_") in ours]
 
 
 def run(args: Sequence[str], console: Console) -> int:

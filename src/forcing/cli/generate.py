@@ -16,8 +16,9 @@ import tyro
 from rich.console import Console
 
 from forcing import files, flow, media
-from forcing.cli import play, script, take
+from forcing.cli import script, take
 from forcing.cli.bar import Bar
+from forcing.cli.home import STUDENTS
 from forcing.cli.options import read, shown
 from forcing.cli.setting import known, shipped, shipped_base
 from forcing.cli.take import Take
@@ -29,7 +30,7 @@ from forcing.rollout import Plan
 from forcing.world import World
 
 FRAMES = 64
-FAVOURITES = (*play.FAVOURITES, "base")
+FAVOURITES = (*STUDENTS, "base")
 MOST_STEPS = 1000
 
 Append = tyro.conf.UseAppendAction
@@ -47,7 +48,7 @@ class Options:
     run: Annotated[Path | None, shown("DIR")] = None  # or the run folder that it was trained in
     recipe: Annotated[str | None, shown("NAME")] = None  # which world of the run, or of the shipped ones
     prompt: Append[Annotated[tuple[str, ...], shown("PROMPT")]] = ()  # "" for none; default: the world's first
-    at: Append[Annotated[tuple[tuple[int, str], ...], shown("FRAME PROMPT")]] = ()  # from this frame on, another prompt
+    at: Append[Annotated[tuple[tuple[str, str], ...], shown("FRAME PROMPT")]] = ()  # from this frame on, another prompt
     actions: Annotated[str | None, shown("SCRIPT")] = None  # keys, such as "forward*3,left", repeated to the end
     policy: Annotated[Literal["random"] | None, shown("random")] = None  # random keys, each held for a while
     free: bool = False  # no keys
@@ -78,6 +79,8 @@ def run(args: Sequence[str], console: Console) -> int:
 
     if film.asked(args):
         return film.run(args, console)
+    if others := film.alone(args, [f.name for f in fields(Options)]):
+        raise ValueError(f"{others[0]} is for clips of Wan: give --model PATH, too")
     options = read(Options, args, "generate")
     if options.again is not None:
         world, home, wanted, look = _again(options, options.again)
@@ -123,8 +126,14 @@ def _take(options: Options, world: World, home: Path) -> Take:
     elif options.policy:
         walks = (script.wander(world.keys, open_to_keys, options.seed, clip) for clip in range(len(prompts)))
         actions = tuple((-1,) * blind + walk for walk in walks)
-    switches = tuple((frame, prompt or None) for frame, prompt in options.at)
+    switches = tuple((_number(frame), prompt or None) for frame, prompt in options.at)
     return Take(prompts, frames, options.seed, how, switches, actions, start)
+
+
+def _number(frame: str) -> int:
+    if not re.fullmatch(r"-?\d+", frame):
+        raise ValueError(f'--at {frame!r}: say the number of a frame and a prompt, such as --at 24 "lava crossing"')
+    return int(frame)
 
 
 def _kit(world: World, home: Path) -> SmallKit:

@@ -18,10 +18,11 @@ from rich.console import Console
 from rich.table import Table
 
 from forcing import files
-from forcing.cli import play
+from forcing.cli import home, play
 from forcing.cli.bar import Bar
 from forcing.cli.options import read, shown
 from forcing.eval.machine import machine
+from forcing.serve.options import MOST_FPS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,7 +51,7 @@ class Options:
     --p95 was not kept.
     """
 
-    url: tyro.conf.Positional[Annotated[str | None, shown("URL", name="URL")]] = None  # as http://127.0.0.1:8000
+    url: tyro.conf.Positional[Annotated[str | None, shown("[URL]", name="URL")]] = None  # as http://127.0.0.1:8000
     sessions: int = 8  # viewers in all; a server needs as many places, or some wait
     slow: int = 0  # of them stop reading, for seconds at a time
     kill: int = 0  # of them are cut off, and come back
@@ -83,7 +84,7 @@ def run(args: Sequence[str], console: Console) -> int:
     if options.out is not None:
         files.probe(options.out)
     about = {"format": FORMAT, "machine": machine(), "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-    with _server(options, console) as (url, pid), Bar("loading", "seconds", console) as bar:
+    with _server(options, console) as (url, pid), _let_in(options), Bar("loading", "seconds", console) as bar:
         whole = math.ceil(options.seconds)
 
         def tell(seconds: float, note: str) -> None:
@@ -110,8 +111,8 @@ def _check(options: Options) -> None:
         raise ValueError("--token is for a server that runs already: give its URL")
     if options.mock and options.world is not None:
         raise ValueError("--mock and --world exclude each other: there is no model, or there is a world")
-    if options.fps is not None and not 0 < options.fps <= 240:
-        raise ValueError(f"fps is {options.fps:g}: it must be above 0 and at most 240")
+    if options.fps is not None and not 0 < options.fps <= MOST_FPS:
+        raise ValueError(f"fps is {options.fps:g}: it must be above 0 and at most {MOST_FPS}")
     if options.p95 is not None and not 0 < options.p95 < math.inf:
         raise ValueError(f"p95 is {options.p95:g} ms: it must be above 0")
 
@@ -131,13 +132,25 @@ def _server(options: Options, console: Console) -> Iterator[tuple[str, int | Non
     if options.world is None:
         told, target = {**MOCK, **({} if options.fps is None else {"fps": options.fps})}, mock.main
     else:
-        home = play.home_of(None if options.world == SHIPPED else Path(options.world), None)
-        told, target = play.engine_of(home, play.Options(fps=options.fps)), play.engine
+        world = home.find(None if options.world == SHIPPED else Path(options.world))
+        told, target = play.engine_of(world, play.Options(fps=options.fps)), play.engine
     serving = Serving(port=0, sessions=options.sessions, engine=told)
     with local.served(serving, target) as (url, pid):
         console.print(f"a server of our own is on {url}")
         _until_ready(lambda: load.asked(url, "GET", "/readyz"), lambda: load.asked(url, "GET", "/healthz"))
         yield url, pid
+
+
+@contextmanager
+def _let_in(options: Options) -> Iterator[None]:
+    """ValueError where viewers are not."""
+    from forcing.serve import load
+
+    try:
+        yield
+    except load.Unknown:
+        token = "wants a token" if options.token is None else "does not know this token"
+        raise ValueError(f"{options.url} {token}: give the right one by --token") from None
 
 
 def _until_ready(ready: Callable[[], object], alive: Callable[[], object]) -> None:

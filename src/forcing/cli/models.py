@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from textwrap import shorten
@@ -72,15 +72,6 @@ def check_place(source: Path) -> None:
     near = [source / name for name in ("pipeline", "world") if (source / name).is_dir()]
     if near and not any(source.glob("*.json")):
         raise ValueError(f"{source} is no pipeline, world or transformer. Did you mean {near[0]}?")
-
-
-def check_size(size: tuple[int, int], stride: Sequence[int], patch: Sequence[int], what: str = "size") -> None:
-    """ValueError where frames of `size` (height, width) are not of whole latents in whole patches of a transformer."""
-    high, wide = (pixels * latents for pixels, latents in zip(stride[1:], patch[1:], strict=True))
-    if min(size) < 1 or size[0] % high or size[1] % wide:
-        raise ValueError(
-            f"{what} is {size[1]}x{size[0]}: the width must be a multiple of {wide} pixels, the height of {high}"
-        )
 
 
 def warn_of_cut(cut: Mapping[str, int], length: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -15,6 +16,13 @@ Kind = TypeVar("Kind")
 
 MOST_SIDE = 16384  # more than a video can have
 _NEAR = "Perhaps you meant:"
+_PLAIN = (  # the parser speaks of its types, users do not
+    (r"no type matching .*\|INT could be instantiated from \[(.*)\]", r"\1 is not a whole number"),
+    (r"no type matching .*\|FLOAT could be instantiated from \[(.*)\]", r"\1 is not a number"),
+    (r"invalid literal for int\(\) with base 10: (.*)", r"\1 is not a whole number"),
+    (r"could not convert string to float: (.*)", r"\1 is not a number"),
+    (r"Could not parse arguments \[(.*)\] into tuple type .*", r"\1 are not what it takes"),
+)
 HELP = frozenset(("-h", "--help"))
 _STYLE = (
     tyro.conf.AvoidSubcommands,  # a union with a default is of that default's kind: --stage.guidance, no subcommand
@@ -58,8 +66,17 @@ def _in_a_line(box: str, command: str) -> str:
     wrong = " ".join(inside[first : [*ruled, True].index(True, first)]).rstrip(".")
     near = [option.split()[0] for line, option in pairwise(inside) if line == _NEAR]
     hint = f"did you mean {near[0]}?" if near else f"see forcing {command} --help"
-    wrong = wrong.removeprefix("Error parsing ")  # what is said begins with "error: "
+    wrong = _plainly(wrong.removeprefix("Error parsing "))  # what is said begins with "error: "
     return f"{wrong[0].lower()}{wrong[1:]}; {hint}"
+
+
+def _plainly(wrong: str) -> str:
+    if found := re.fullmatch(r"invalid choice '(.*)' for argument '--(.*)'\. Expected one of \((.*)\)", wrong):
+        choices = set(re.findall(r"'([^']*)'", found[3])) - {"None"}
+        return f"{found[2]} is {found[1]!r}: choose from {', '.join(sorted(choices))}"
+    for words, plain in _PLAIN:
+        wrong = re.sub(words, plain, wrong)
+    return wrong
 
 
 def shown(metavar: str, name: str | None = None) -> object:
@@ -75,3 +92,12 @@ def size(told: str) -> tuple[int, int]:
     if max(int(width), int(height)) > MOST_SIDE:
         raise ValueError(f"size is {told!r}: sides are at most {MOST_SIDE} pixels")
     return int(height), int(width)
+
+
+def check_size(size: tuple[int, int], stride: Sequence[int], patch: Sequence[int], what: str = "size") -> None:
+    """ValueError where frames of `size` (height, width) are not of whole latents in whole patches of a transformer."""
+    high, wide = (pixels * latents for pixels, latents in zip(stride[1:], patch[1:], strict=True))
+    if min(size) < 1 or size[0] % high or size[1] % wide:
+        raise ValueError(
+            f"{what} is {size[1]}x{size[0]}: the width must be a multiple of {wide} pixels, the height of {high}"
+        )

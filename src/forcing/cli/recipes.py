@@ -20,7 +20,7 @@ from forcing.recipes import find, rooms, wan
 class Options:
     """Show the recipes, or one of them as JSON."""
 
-    name: tyro.conf.Positional[Annotated[str | None, shown("NAME")]] = None  # the recipe to print
+    name: tyro.conf.Positional[Annotated[str | None, shown("[NAME]")]] = None  # the recipe to print
     scale: rooms.Scale = "full"  # how long its stages train
     chunk: int = 1  # frames generated together
 

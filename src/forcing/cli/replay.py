@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,16 +12,27 @@ import tyro
 from rich.console import Console
 
 from forcing import files, media
-from forcing.cli import play
+from forcing.cli import home, play
 from forcing.cli.bar import Bar
 from forcing.cli.options import read, shown
 
 if TYPE_CHECKING:
     from forcing.codecs import Pixels
+    from forcing.serve import journal
     from forcing.serve.replay import Replay
 
 SIDE = 448  # smaller pictures are enlarged to about so many pixels
-KEPT = ("fps", "frame", "reality", "threads")  # of what the engine was told then
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Of what the engine was told then; None where that is not known, or was nothing."""
+
+    world: str | None = None
+    fps: float | None = None
+    frame: tuple[int, int] | None = None
+    reality: str | None = None
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -52,8 +63,7 @@ def run(args: Sequence[str], console: Console) -> int:
         raise ValueError(f"{options.log} is cut: its last line is no end of a session; --cut makes what there is")
     if not log.chunks:
         raise ValueError(f"{options.log} has no chunks: nothing was shown in this session")
-    engine = log.engine
-    told = _told(options, {} if engine is None else engine.told)
+    told = _told(options, log.engine)
     if options.out is not None:
         media.check(options.out, fps=told["fps"], scale=1)
         files.probe(options.out)
@@ -71,18 +81,22 @@ def run(args: Sequence[str], console: Console) -> int:
     return 0
 
 
-def _told(options: Options, kept: Mapping[str, Any]) -> dict[str, Any]:
+def _told(options: Options, engine: journal.Engine | None) -> dict[str, Any]:
     """What the engine is told: as it was then, as far as the log says so."""
-    home = options.world
-    if home is None and kept.get("world"):
-        home = Path(kept["world"])
-        if not home.is_dir():
-            raise ValueError(f"{options.log} is of a world in {home}, which is not there: give --world DIR")
-    given = play.Options(size=options.size, device=options.device)
-    told = play.engine_of(play.home_of(home, None), given)
-    told |= {name: kept[name] for name in KEPT if name in kept and (name != "frame" or options.size is None)}
-    told["frame"] = None if told["frame"] is None else tuple(told["frame"])
-    return told
+    import msgspec
+
+    try:
+        kept = msgspec.convert({} if engine is None else engine.told, Kept)
+    except msgspec.ValidationError as damage:
+        raise ValueError(f"{options.log} is damaged: what its engine was told cannot be ({damage})") from damage
+    place = options.world
+    if place is None and kept.world is not None:
+        place = Path(kept.world)
+        if not place.is_dir():
+            raise ValueError(f"{options.log} is of a world in {place}, which is not there: give --world DIR")
+    told = play.engine_of(home.find(place), play.Options(size=options.size, device=options.device))
+    aside = ("world",) if options.size is None else ("world", "frame")
+    return told | {name: was for name, was in asdict(kept).items() if was is not None and name not in aside}
 
 
 def _make(options: Options, again: Replay, fps: float, console: Console) -> None:

@@ -23,7 +23,7 @@ def read(script: str, keys: Keys) -> tuple[int, ...]:
     if not 0 < len(pressed) <= _MOST:
         raise ValueError(
             f"the action script {script!r} has {len(pressed)} keys; it needs 1 to {_MOST}, "
-            f'such as "{keys.names[0]}*3, {keys.names[-1]}", of {list(keys.names)}'
+            f'such as "{keys.names[0]}*3, {keys.names[-1]}", of {", ".join(keys.names)}'
         )
     return tuple(pressed)
 

@@ -13,7 +13,7 @@ import torch
 
 from forcing import __version__, files, media
 from forcing.backbones.wan import WanConfig
-from forcing.cli.models import check_size
+from forcing.cli.options import check_size
 from forcing.codecs import Codec, Pixels
 from forcing.cond import Cond
 from forcing.data import videos

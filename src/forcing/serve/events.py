@@ -62,7 +62,7 @@ class Posted(QueueHandler):
 
 
 def show(*, lines: bool, stream: io.TextIOBase | None = None) -> Callable[[], None]:
-    """From now on, for this process, until what is returned is called. lines: all of it as JSON; else warnings in words."""
+    """From now on, for this process, until what is returned is called. lines: all as JSON; else warnings, in words."""
     handler = logging.StreamHandler(sys.stderr if stream is None else stream)
     handler.setFormatter(Lines() if lines else Words())
     posted = Posted(queue.Queue(10_000))

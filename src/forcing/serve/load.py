@@ -41,6 +41,10 @@ _letters = msgspec.json.Decoder(dict[str, Any])
 _control = msgspec.json.Encoder().encode
 
 
+class Unknown(Exception):
+    """Whoever asks is not let in: the token is missing or wrong."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """sessions: viewers; of them `slow` stop reading for seconds, and `kill` are cut off and come back.
@@ -319,7 +323,7 @@ class Viewer:
 
 
 def asked(url: str, method: str, path: str, token: str | None = None) -> dict[str, Any]:
-    """What a server answers. ConnectionError, saying what, where it does not answer or refuses."""
+    """What a server answers. ConnectionError, saying what, where it does not answer or refuses; Unknown for a token."""
     where = urlsplit(url)
     kind = http.client.HTTPSConnection if where.scheme == "https" else http.client.HTTPConnection
     connection = kind(where.hostname or "", where.port, timeout=ANSWER_S)
@@ -332,6 +336,8 @@ def asked(url: str, method: str, path: str, token: str | None = None) -> dict[st
         raise ConnectionError(f"{url} does not answer ({_told(wrong)})") from wrong
     finally:
         connection.close()
+    if status == http.client.UNAUTHORIZED:
+        raise Unknown(url)
     if status >= 300:
         raise ConnectionError(f"{url}{path} answers {status}: {body[:200].decode(errors='replace')}")
     try:
@@ -341,7 +347,10 @@ def asked(url: str, method: str, path: str, token: str | None = None) -> dict[st
 
 
 async def measure(plan: Plan, tell: Callable[[float, str], None], pid: int | None = None) -> dict[str, Any]:
-    """Load a server as planned. tell: seconds so far, and what is going on. pid: the server's, where it is here."""
+    """Load a server as planned. tell: seconds so far, and what is going on. pid: the server's, where it is here.
+
+    Unknown as soon as a viewer is not let in.
+    """
     loop, marks, lags, usage = asyncio.get_running_loop(), {}, _ms(), Usage(pid)
     viewers = [Viewer(number, plan, marks) for number in range(plan.sessions)]
     began, used = loop.time(), time.process_time()
@@ -350,6 +359,8 @@ async def measure(plan: Plan, tell: Callable[[float, str], None], pid: int | Non
         async with asyncio.TaskGroup() as group:
             for viewer in viewers:
                 group.create_task(viewer.watch(began + plan.seconds))
+    except* Unknown:
+        raise Unknown(plan.url) from None
     finally:
         for task in aside:
             task.cancel()

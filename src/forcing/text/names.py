@@ -30,5 +30,5 @@ class Names:
         if prompt not in self.prompts:
             near = difflib.get_close_matches(prompt, self.prompts, 1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"unknown prompt {prompt!r}; this world knows {list(self.prompts)}.{hint}")
+            raise ValueError(f"unknown prompt {prompt!r}; this world knows {', '.join(self.prompts)}.{hint}")
         return self.prompts.index(prompt)
