@@ -91,7 +91,7 @@ def run(args: Sequence[str], console: Console) -> int:
     says = Says(console, world, told["fps"], options.no_browser)
     with suppress(KeyboardInterrupt):  # once more than was needed, or before anybody could be there
         if options.ray is not None:
-            placement.run(options.ray, serving, plan, engine, says.listening)
+            placement.run(options.ray, serving, plan, engine, says.listening, says.leaving)
         else:
             gateway.run(serving, engine, says.listening, says.leaving)
     console.print("stopped")

@@ -92,8 +92,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Status:
-    """What a worker says of itself. address: for browsers. taken, free: places; queue: who waits for one. newest: the
-    highest number of a session that is there. why: it has failed, or is not ready.
+    """What a worker says of itself. address: for browsers. taken: sessions, those that wait (`queue`) among them; free:
+    places. newest: the highest number of a session that is there. why: it has failed, or is not ready.
     """
 
     state: Literal["starting", "ready", "stopping", "stopped", "failed"] = "starting"
@@ -254,7 +254,7 @@ class Placement:
     def close(self, hurry: threading.Event, leaving: Leaving = _quiet) -> None:
         """Let viewers finish, for a while and until `hurry` is set; then kill what is left.
 
-        leaving: is told how many viewers there are, and for how many seconds at most, if there are any.
+        leaving: is told how many sessions there are, and for how many seconds at most, if there are any.
         """
         self.draining = True
         self._hear()
