@@ -89,6 +89,8 @@ class Line:
         events.tell("socket", session=visit.name)
         visit.letters.appendleft(wire.Ready(visit.name, visit.resume, self.desk.world))
         visit.stands(visit.state)
+        if self.desk.draining:
+            visit.tell(wire.Stands("draining", visit.generation, "the gateway stops in a moment"))
         return visit
 
     async def _unwelcome(self, told: wire.Wrong, code: int = wire.POLICY) -> Over:
