@@ -321,9 +321,7 @@ def test_both_encoders_are_texts(text):
     assert isinstance(text, Text) and isinstance(names, Text)
     assert names.encode(["night", None, "day"]).tolist() == [[0, 1], [0, 0], [1, 0]]
     assert names.null(2).tolist() == [[0, 0], [0, 0]]
-    with pytest.raises(
-        ValueError, match=r"unknown prompt 'dya'; this world knows \['day', 'night'\]. Did you mean 'day'"
-    ):
+    with pytest.raises(ValueError, match=r"unknown prompt 'dya'; this world knows day, night. Did you mean 'day'"):
         names.encode([None, "dya"])
     with pytest.raises(ValueError, match="unknown prompt ''"):
         names.encode([""])

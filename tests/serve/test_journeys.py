@@ -167,7 +167,7 @@ def test_pausing_holds_the_picture(page, rooms):
 
 
 def test_seeds_say_how_it_begins(page, rooms):
-    page.live(rooms.url, "seed=31")
+    page.live(rooms.url, "prompt=multi+room&seed=31")
     for n, seed in ((2, 32), (3, 31)):
         page.on("seed").fill(str(seed))
         page.on("seed").press("Enter")
@@ -186,7 +186,7 @@ def test_a_film_is_saved(page, rooms):
     with page.expect_download() as saved:
         page.on("film").click()
     data = Path(saved.value.path()).read_bytes()
-    assert saved.value.suggested_filename == "forcing-multi-room-5.mp4"
+    assert saved.value.suggested_filename == "forcing-lava-crossing-5.mp4"
     assert data[4:8] == b"ftyp" and len(data) > 1000
     page.more(2)  # and it goes on
     assert page.on("film").is_enabled()

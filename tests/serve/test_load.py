@@ -224,8 +224,13 @@ def test_a_server_that_is_not_there_is_said(capsys):
 def test_a_command_that_is_stopped_leaves_nothing(tmp_path, how):
     out = tmp_path / "load.json"
     command = [sys.executable, "-m", "forcing", "load", "--sessions", "2", "--seconds", "60", "--out", str(out)]
+    command = ["env", "--default-signal=INT", *command]  # which a shell's background ignores
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
     assert process.stdout is not None and "a server of our own" in process.stdout.readline()
     until(lambda: len(local._family(process.pid)) > 2)

@@ -93,6 +93,7 @@ class Shared:
         if prompt not in self._texts:
             self.keep(prompt, self.world.cond([prompt], None, 1).static, device)
         self._texts.move_to_end(prompt)
+        self._trim()
         return self._texts[prompt]
 
     def knows(self, prompt: str | None) -> bool:
@@ -102,6 +103,9 @@ class Shared:
     def keep(self, prompt: str | None, static: Mapping[str, Tensor], device: torch.device) -> None:
         """The text of a prompt, which was made elsewhere."""
         self._texts[prompt] = {name: value.to(device) for name, value in static.items()}
+        self._trim()
+
+    def _trim(self) -> None:
         while len(self._texts) > TEXTS:
             self._texts.popitem(last=False)
 
