@@ -7,6 +7,7 @@ import re
 import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from forcing.data.shards import Recording
 from forcing.envs.gym import Record, record
 from forcing.eval.films import Reel, Shooting, Take, shoot, strip
 from forcing.eval.gallery import gallery
+from forcing.eval.page import trade
 from forcing.eval.plots import Axes, Series, chart, smoothed, thinned
 from forcing.eval.report import report
 from forcing.eval.results import Results
@@ -26,6 +28,7 @@ from forcing.eval.rooms import evaluate, results_path
 from forcing.eval.rows import candidates
 
 pytest_plugins = ("eval_fixtures",)
+RESULTS = Path(__file__).parents[1] / "docs/results/rooms/results.json"
 
 
 class Balanced(HTMLParser):
@@ -229,6 +232,41 @@ def test_charts():
     assert chart([], Axes("nothing", "step")) == ""
     assert chart([Series("ar", "zero", [(1.0, 0.0)])], Axes("none on a log scale", "step", log_y=True)) == ""
     assert "<circle" in chart([Series("ar", "one", [(5.0, 2.0)])], Axes("a single point", "step", floor=True))
+
+
+def boxes(figure):
+    """Of the notes of a figure and of its dots: left, top, right, bottom."""
+    notes = re.findall(r'<text x="([\d.]+)" y="([\d.]+)" class="note[^>]*>([^<]*)<', figure)
+    dots = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)" r="([\d.]+)"', figure)
+    wide = [(float(x), float(y), 3.0 * len(text)) for x, y, text in notes]  # letters of 10 pixels are 6 wide
+    around = [(float(x), float(y), float(r)) for x, y, r in dots]
+    return [(x - w, y - 7.5, x + w, y) for x, y, w in wide], [(x - r, y - r, x + r, y + r) for x, y, r in around]
+
+
+def meet(one, other):
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def test_notes_of_a_chart_do_not_lie_on_each_other():
+    """As they did where CD and DMD need as many passes, and do as well."""
+    figures = trade(Results.load(RESULTS)).split("<svg")[1:]
+    close = [Series(name, name, [(2.0, 1.0 + n / 50), (2.1, 1.0)], notes=["1", "32"]) for n, name in enumerate("abc")]
+    figures.append(chart(close, Axes("close together", "passes", log_x=True, log_y=True)))
+    for figure in figures:
+        notes, dots = boxes(figure)
+        assert len(notes) == len(dots) >= 6
+        wrong = [(one, other) for n, one in enumerate(notes) for other in (*notes[:n], *dots) if meet(one, other)]
+        assert not wrong, wrong
+        assert all(0 <= left and right <= 360 and 0 <= top and low <= 230 for left, top, right, low in notes)
+
+
+def test_a_note_is_above_its_dot_if_nothing_is_there():
+    line = Series("ar", "a line", [(1.0, 1.0), (2.0, 2.0), (3.0, 1.0)], notes=["a", "b", "c"])
+    notes, dots = boxes(chart([line], Axes("peak", "step")))
+    assert all(
+        note[3] < dot[1] and (note[0] + note[2]) == pytest.approx(dot[0] + dot[2])
+        for note, dot in zip(notes, dots, strict=True)
+    )
 
 
 def test_smoothing_and_thinning_keep_the_ends():

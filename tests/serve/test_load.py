@@ -220,6 +220,17 @@ def test_a_server_that_is_not_there_is_said(capsys):
     assert "http://127.0.0.1:9 does not answer" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("token", "told"), [([], "wants a token"), (["--token", "x"], "does not know this token")])
+def test_who_does_not_know_the_token_is_told_at_once(token, told, tmp_path, capsys):
+    with serving(engine=FAST, token="hush") as served:
+        began, out = time.monotonic(), tmp_path / "load.json"
+        assert run(served.url, "--sessions", 3, "--seconds", 40, "--out", out, *token) == 2
+        said = capsys.readouterr()
+        assert said.err == f"error: {served.url} {told}: give the right one by --token\n"
+        assert time.monotonic() - began < 20 and "viewers" not in said.out and not out.exists()
+        assert run(served.url, "--sessions", 2, "--seconds", 1.5, "--ramp", 0, "--token", "hush") == 0
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_command_that_is_stopped_leaves_nothing(tmp_path, how):
     out = tmp_path / "load.json"

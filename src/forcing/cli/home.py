@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ class Home:
                 path,
                 str(recipe["name"]),
                 recipe["stage"]["kind"] != "Bidirectional",
-                len(sampling["plan"]["rest"]) * (1 if sampling["guidance"] == 1 else 2),
+                passes(sampling["plan"]["rest"], sampling["guidance"]),
                 tuple(document.get("prompts", ())),
                 None if pipeline is None else Path(pipeline),
                 tuple(recipe["backbone"]["patch"]) if pipeline is not None else (),
@@ -67,6 +68,11 @@ class Home:
         side = _json(vae, str(vae)).get("scale_factor_spatial", SIDE)
         if size is not None:
             check_size(size, (1, side, side), self.patch)
+
+
+def passes(levels: Sequence[float], guidance: float) -> int:
+    """Network evaluations of a frame that visits so many noise levels: guidance asks twice."""
+    return len(levels) * (1 if guidance == 1 else 2)
 
 
 def find(run: Path | None, recipe: str | None = None) -> Home:

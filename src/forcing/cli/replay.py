@@ -124,5 +124,7 @@ def _make(options: Options, again: Replay, fps: float, console: Console) -> None
         console.print(
             f"{same} chunks are as they were shown; the first that differs begins with frame {again.differ[0]}"
         )
-    else:
+    elif same:
         console.print(f"all {same} chunks are as they were shown, to the bit")
+    else:
+        console.print("the log does not say what was shown, to compare with it")

@@ -78,7 +78,7 @@ def trade(results: Results) -> str:
         if floor is not None and drawn:
             drawn.append(Series("real", "the real world against itself", [(2.0, floor), (most, floor)]))
         title = f"{BY_NAME[metric].group}, {BY_NAME[metric].title} (lower is better)"
-        figures.append(chart(drawn, Axes(title, "network passes a frame", log_x=True, log_y=True)))
+        figures.append(chart(drawn, Axes(title, "network passes a frame (at the dots: steps)", log_x=True, log_y=True)))
     rows = [(family, label) for family, label in FAMILIES.items() if family in shown]
     return _figures(figures, [*rows, ("real", "real against real")])
 
@@ -164,7 +164,7 @@ def _family(results: Results, family: str, metric: str) -> Series:
             steps = row.name.partition("-")[2] or str(results.about["measure"]["many"])
             found.append((passes, value, steps))
     found.sort()
-    notes = [f"{steps} step{'s' * (steps != '1')}" for *_, steps in found]
+    notes = [steps for *_, steps in found]
     return Series(family, FAMILIES[family], [(x, y) for x, y, _ in found], notes=notes)
 
 

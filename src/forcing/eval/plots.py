@@ -7,11 +7,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
 WIDTH, HEIGHT = 360.0, 230.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 14.0, 28.0, 34.0
 
+DOT, CHAR, TALL, DEEP = 3.6, 6.2, 8.0, 1.0  # radius of a dot; width of a letter of a note, and its reach from its line
+# from a dot to the middle of its note's line: where it is put if nothing is in the way, and where else
+AROUND = ((0, -7), (0, 15), (10, -5), (10, 11), (-10, -5), (-10, 11), (11, 3), (-11, 3), (0, -17), (0, 25))
+
 Point = tuple[float, float]
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ def chart(series: Sequence[Series], axes: Axes) -> str:
     if not points:
         return ""
     noted = any(each.notes for each in series)  # what is written beside the outermost dots needs room
+    ordered = sorted(series, key=lambda each: not each.faint)
     across = _Scale.of([x for x, _ in points], LEFT, WIDTH - RIGHT, log=axes.log_x, tight=not noted)
     up = _Scale.of([y for _, y in points], HEIGHT - BOTTOM, TOP, log=axes.log_y, floor=axes.floor)
     parts = [
@@ -54,7 +61,8 @@ def chart(series: Sequence[Series], axes: Axes) -> str:
         f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" class="axis end">{escape(axes.x)}</text>',
         *_grid(across, up, axes),
         *(_band(each, across, up) for each in series if each.band),
-        *(_line(each, across, up) for each in sorted(series, key=lambda each: not each.faint)),
+        *(_line(each, across, up) for each in ordered),
+        *_notes(ordered, across, up),
         "</svg>",
     ]
     return "".join(parts)
@@ -135,17 +143,65 @@ def _grid(across: _Scale, up: _Scale, axes: Axes) -> list[str]:
 
 
 def _line(series: Series, across: _Scale, up: _Scale) -> str:
-    points = [(across(x), up(y)) for x, y in series.points if _drawable(y, up.log) and _drawable(x, across.log)]
+    points = _pixels(series, across, up)
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     faint = " faint" if series.faint else ""
     parts = [f'<polyline points="{path}" class="line row-{series.row}{faint}"><title>{escape(series.label)}</title>']
     parts.append("</polyline>")
     if len(points) == 1:
         parts.append(f'<circle cx="{points[0][0]:.1f}" cy="{points[0][1]:.1f}" r="3" class="dot row-{series.row}"/>')
-    for (x, y), note in zip(points, series.notes, strict=False):
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.6" class="dot row-{series.row}"/>')
-        parts.append(f'<text x="{x:.1f}" y="{y - 7:.1f}" class="note mid row-{series.row}">{escape(note)}</text>')
+    for x, y in points[: len(series.notes)]:
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{DOT}" class="dot row-{series.row}"/>')
     return "".join(parts)
+
+
+def _notes(series: Sequence[Series], across: _Scale, up: _Scale) -> list[str]:
+    """What is written beside dots, each where it covers least of other notes, dots and lines."""
+    lines = [_pixels(each, across, up) for each in series]
+    taken = [box for points in lines for box in _along(points)]
+    taken += [_box(x, y, DOT) for each, points in zip(series, lines, strict=True) for x, y in points[: len(each.notes)]]
+    parts = []
+    for each, points in zip(series, lines, strict=True):
+        for (x, y), note in zip(points, each.notes, strict=False):
+            half = CHAR * len(note) / 2
+            places = [(x + right, y + down) for right, down in AROUND]
+            boxes = [(at - half, line - TALL, at + half, line + DEEP) for at, line in places]
+            covers = [sum(_shared(box, other) for other in taken) + _outside(box) for box in boxes]
+            best = covers.index(min(covers))
+            taken.append(boxes[best])
+            at, line = places[best]
+            parts.append(f'<text x="{at:.1f}" y="{line:.1f}" class="note mid row-{each.row}">{escape(note)}</text>')
+    return parts
+
+
+def _along(points: Sequence[Point]) -> list[Box]:
+    """Small boxes that a line goes through."""
+    boxes = []
+    for (x, y), (right, down) in pairwise(points):
+        count = max(1, math.ceil(math.hypot(right - x, down - y) / 3))
+        boxes += [_box(x + (right - x) * n / count, y + (down - y) * n / count, 1.0) for n in range(count + 1)]
+    return boxes
+
+
+def _box(x: float, y: float, half: float) -> Box:
+    return x - half, y - half, x + half, y + half
+
+
+def _shared(one: Box, other: Box) -> float:
+    """Area that two boxes have in common."""
+    across = min(one[2], other[2]) - max(one[0], other[0])
+    return max(0.0, across) * max(0.0, min(one[3], other[3]) - max(one[1], other[1]))
+
+
+def _outside(box: Box) -> float:
+    left, top, right, bottom = box
+    area = (right - left) * (bottom - top)
+    return 2 * (area - _shared(box, (LEFT, TOP - TALL, WIDTH, HEIGHT - BOTTOM)))
+
+
+def _pixels(series: Series, across: _Scale, up: _Scale) -> list[Point]:
+    drawn = [(x, y) for x, y in series.points if _drawable(y, up.log) and _drawable(x, across.log)]
+    return [(across(x), up(y)) for x, y in drawn]
 
 
 def _band(series: Series, across: _Scale, up: _Scale) -> str:

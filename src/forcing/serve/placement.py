@@ -120,10 +120,20 @@ class Worker:
         """It is asked for in the gateway's loop: one that hangs does not answer. TimeoutError after SILENT_S."""
         server = self.server
         if not self._thread.is_alive():
-            return Status("failed" if self.why else "stopped", why=self.why or "its gateway has ended")
+            return self._over()
         if server is None or server.loop is None:
             return Status(why="its gateway begins")
-        return asyncio.run_coroutine_threadsafe(self._seen(server.gateway.desk), server.loop).result(SILENT_S)
+        seen = self._seen(server.gateway.desk)
+        try:
+            asked = asyncio.run_coroutine_threadsafe(seen, server.loop)
+        except RuntimeError:  # its loop has just been closed
+            seen.close()
+            self._thread.join(SILENT_S)
+            return self._over()
+        return asked.result(SILENT_S)
+
+    def _over(self) -> Status:
+        return Status("failed" if self.why else "stopped", why=self.why or "its gateway has ended")
 
     def drain(self) -> None:
         """Let viewers finish, then stop; returns when it has."""
