@@ -257,7 +257,7 @@ def test_notes_of_a_chart_do_not_lie_on_each_other():
         assert len(notes) == len(dots) >= 6
         wrong = [(one, other) for n, one in enumerate(notes) for other in (*notes[:n], *dots) if meet(one, other)]
         assert not wrong, wrong
-        assert all(0 <= left and right <= 360 and 0 <= top and low <= 230 for left, top, right, low in notes)
+        assert all(left >= 0 and right <= 360 and top >= 0 and low <= 230 for left, top, right, low in notes)
 
 
 def test_a_note_is_above_its_dot_if_nothing_is_there():

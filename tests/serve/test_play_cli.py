@@ -1,4 +1,4 @@
-"""`forcing play` says what cannot be before it listens, and why it ended; `forcing replay` makes Wan's sessions again."""
+"""`forcing play` says what cannot be before it listens, and why it ended; sessions of Wan can be made again."""
 
 import asyncio
 import json
@@ -306,7 +306,5 @@ def test_a_session_of_wan_is_made_again(tmp_path, monkeypatch, capsys):
         assert film.n_frames == 9
     assert "9 pictures of 96x64" in again(frame=None)[1]
     assert "9 pictures of 48x32" in again("--size", "48x32")[1]
-    assert again(frame="x") == (
-        2,
-        f"error: {log} is damaged: what its engine was told cannot be (Expected `array | null`, got `str` - at `$.frame`)\n",
-    )
+    code, said = again(frame="x")
+    assert code == 2 and f"error: {log} is damaged: what its engine was told cannot be (Expected `array | null`" in said
