@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 
+import httpx
 import pytest
 from PIL import Image
 from rich.console import Console
@@ -58,6 +59,7 @@ def large(folder, name):
     (folder / name / "model.safetensors").write_bytes(b"")
     path = folder / name / "world.json"
     told = json.loads(path.read_text()) | {"pipeline": str(folder / "pipeline"), "frame": [64, 96]}
+    del told["prompts"], told["keys"]
     told["recipe"] |= {"name": "wan-dmd-2step", "backbone": {"kind": "WanConfig", "patch": [1, 2, 2]}}
     path.write_text(json.dumps(told))
     (folder / "pipeline/vae").mkdir(parents=True)
@@ -229,25 +231,25 @@ class Elsewhere:
 def test_told_twice_it_stops_at_once(capfd):
     command = [sys.executable, "-m", "forcing", "play", "--no-browser", "--port", "0", "--threads", "1"]
     command = ["env", "--default-signal=INT", *command]  # which a shell's background ignores
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    assert process.stdout is not None
-    served = Elsewhere(re.search(r"http://\S+", process.stdout.readline())[0])
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stdout is not None
+        served = Elsewhere(re.search(r"http://\S+", process.stdout.readline())[0])
 
-    async def interrupted():
-        async with socket(served) as line:
-            await Watcher(line, 0).watch(await ticket(served), 2, prompt="four rooms", seed=1)
-            os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-            told = await asyncio.to_thread(process.stdout.readline)
-            os.killpg(process.pid, signal.SIGINT)
-            return told
+        async def interrupted():
+            async with socket(served) as line:
+                await Watcher(line, 0).watch(await ticket(served), 2, prompt="four rooms", seed=1)
+                os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+                told = await asyncio.to_thread(process.stdout.readline)
+                os.killpg(process.pid, signal.SIGINT)
+                return told
 
-    try:
-        told = asyncio.run(interrupted())
-        began = time.monotonic()
-        rest, _ = process.communicate(timeout=30)
-    finally:
-        process.kill()
-        process.wait()
+        try:
+            until(lambda: httpx.get(f"{served.url}/readyz").status_code == 200)
+            told = asyncio.run(interrupted())
+            began = time.monotonic()
+            rest, _ = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert told == "stopping: 1 viewer is told, at most 10 s; Ctrl-C again stops at once\n"
     assert (process.returncode, rest) == (0, "stopped\n") and time.monotonic() - began < 8
     assert "again" not in capfd.readouterr().err

@@ -35,7 +35,9 @@ class Texts:
             then(made)
 
     def close(self) -> None:
+        """A thread that has computed must have ended before the process does; one that still encodes is left behind."""
         self._asked.put(None)
+        self._thread.join(timeout=1)
 
     def _run(self) -> None:
         while (asked := self._asked.get()) is not None:
