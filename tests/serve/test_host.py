@@ -342,13 +342,15 @@ def test_films(hosted):
 
 def test_a_session_is_exported_and_goes_on_elsewhere(hosted):
     one = hosted()
-    one.tell(orders.Open(1, 1, "four rooms", 5, steps=4), orders.Press(1, 1, ["forward"], []), orders.Grant(1, 30))
-    one.frames(1, 9)  # what has left the window is not known any more
-    for request in range(4):  # in the middle of a chunk, or between two
+    one.tell(orders.Open(1, 1, "four rooms", 5, steps=4), orders.Press(1, 1, ["forward"], []), orders.Grant(1, 6))
+    one.frames(1, 6)  # what has left the window is not known any more
+    for request in range(4):  # before a chunk, in the middle of it, or after it
+        one.tell(orders.Grant(1, 1))
+        time.sleep(0.004 * request)
         one.tell(orders.Export(1, request, "session"))
         saved = one.until(orders.Exported).data
-    one.tell(orders.Grant(1, 6))
-    shown = {made.latent: made.images for made in one.frames(1, 27)}
+    one.tell(orders.Grant(1, 8))
+    shown = {made.latent: made.images for made in one.frames(1, 12)}
     one.tell(orders.Open(2, 1, "four rooms", 5, saved=saved), orders.Press(2, 1, ["forward"], []), orders.Grant(2, 5))
     seen = one.frames(2, 5)
     assert [made.images for made in seen] == [shown[made.latent] for made in seen]
